@@ -1,0 +1,225 @@
+//! A heap of (moment, number) whose entries can be moved and removed from the middle.
+//!
+//! Four children a node: the levels are half as many as in a binary heap and the children of a
+//! node lie side by side. The entries are kept in pages, so that a heap of a million grows
+//! without copying itself.
+
+const ARITY: usize = 4;
+const PAGE: usize = 1024;
+
+/// Told where in the heap an entry has gone to, so that the owner can name that place later.
+pub trait Positions {
+    fn moved(&mut self, id: u32, position: u32);
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    due: u64,
+    id: u32,
+}
+
+/// A min-heap by `due` (unix ms); ids are the owner's slab numbers.
+#[derive(Clone, Default)]
+pub struct DueHeap {
+    pages: Vec<Vec<Entry>>,
+    len: usize,
+}
+
+impl DueHeap {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    fn at(&self, position: usize) -> Option<Entry> {
+        self.pages.get(position / PAGE)?.get(position % PAGE).copied()
+    }
+
+    fn put<P: Positions>(&mut self, position: usize, entry: Entry, positions: &mut P) {
+        if let Some(place) =
+            self.pages.get_mut(position / PAGE).and_then(|page| page.get_mut(position % PAGE))
+        {
+            *place = entry;
+            positions.moved(entry.id, position as u32);
+        }
+    }
+
+    /// The earliest entry: its moment and its id.
+    pub fn peek(&self) -> Option<(u64, u32)> {
+        self.at(0).map(|entry| (entry.due, entry.id))
+    }
+
+    /// The moment under which the entry at `position` is filed.
+    pub fn due_at(&self, position: u32) -> Option<u64> {
+        self.at(position as usize).map(|entry| entry.due)
+    }
+
+    pub fn push<P: Positions>(&mut self, due: u64, id: u32, positions: &mut P) {
+        let position = self.len;
+        if position / PAGE == self.pages.len() {
+            self.pages.push(Vec::new());
+        }
+        if let Some(page) = self.pages.last_mut() {
+            page.push(Entry { due, id });
+            self.len += 1;
+        }
+        self.rise(position, Entry { due, id }, positions);
+    }
+
+    /// Files the entry at `position` under another moment.
+    pub fn refile<P: Positions>(&mut self, position: u32, due: u64, positions: &mut P) {
+        let Some(entry) = self.at(position as usize) else { return };
+        let moved = Entry { due, id: entry.id };
+        if due < entry.due {
+            self.rise(position as usize, moved, positions);
+        } else {
+            self.sink(position as usize, moved, positions);
+        }
+    }
+
+    /// Hands the place at `position` to another id; the moment stays.
+    pub fn rename<P: Positions>(&mut self, position: u32, id: u32, positions: &mut P) {
+        if let Some(entry) = self.at(position as usize) {
+            self.put(position as usize, Entry { due: entry.due, id }, positions);
+        }
+    }
+
+    pub fn remove<P: Positions>(&mut self, position: u32, positions: &mut P) {
+        let position = position as usize;
+        if position >= self.len {
+            return;
+        }
+        let Some(last) = self.pages.last_mut().and_then(Vec::pop) else { return };
+        self.len -= 1;
+        if self.pages.last().is_some_and(Vec::is_empty) {
+            self.pages.pop();
+        }
+        if self.len == 0 {
+            self.pages = Vec::new();
+        }
+        if position < self.len {
+            let due = self.at(position).map_or(0, |entry| entry.due);
+            if last.due < due {
+                self.rise(position, last, positions);
+            } else {
+                self.sink(position, last, positions);
+            }
+        }
+    }
+
+    fn rise<P: Positions>(&mut self, mut position: usize, entry: Entry, positions: &mut P) {
+        while position > 0 {
+            let parent = (position - 1) / ARITY;
+            match self.at(parent) {
+                Some(above) if above.due > entry.due => self.put(position, above, positions),
+                _ => break,
+            }
+            position = parent;
+        }
+        self.put(position, entry, positions);
+    }
+
+    fn sink<P: Positions>(&mut self, mut position: usize, entry: Entry, positions: &mut P) {
+        loop {
+            let first = position * ARITY + 1;
+            let least = (first..first + ARITY)
+                .filter_map(|child| Some((child, self.at(child)?)))
+                .min_by_key(|(_, below)| below.due);
+            match least {
+                Some((child, below)) if below.due < entry.due => {
+                    self.put(position, below, positions);
+                    position = child;
+                }
+                _ => break,
+            }
+        }
+        self.put(position, entry, positions);
+    }
+
+    /// Calls `visit` with the id of every entry filed at or before `moment`; looks at no others
+    /// than these and their children.
+    pub fn for_each_due(&self, moment: u64, mut visit: impl FnMut(u32)) {
+        let mut open: Vec<usize> = Vec::new();
+        if self.at(0).is_some_and(|entry| entry.due <= moment) {
+            open.push(0);
+        }
+        while let Some(position) = open.pop() {
+            let Some(entry) = self.at(position) else { continue };
+            visit(entry.id);
+            let first = position * ARITY + 1;
+            open.extend(
+                (first..first + ARITY)
+                    .filter(|child| self.at(*child).is_some_and(|below| below.due <= moment)),
+            );
+        }
+    }
+
+    /// Bytes on the heap; pages but the last are full, so nothing is walked.
+    pub fn heap_bytes(&self) -> usize {
+        let last = self.pages.last().map_or(0, Vec::capacity);
+        let before = self.pages.len().saturating_sub(1) * PAGE;
+        self.pages.capacity() * size_of::<Vec<Entry>>() + (before + last) * size_of::<Entry>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    #[derive(Default)]
+    struct Places(BTreeMap<u32, u32>);
+
+    impl Positions for Places {
+        fn moved(&mut self, id: u32, position: u32) {
+            self.0.insert(id, position);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_like_a_sorted_map(
+            ops in prop::collection::vec((0..4u8, any::<u16>(), 0..500u64), 0..3000)
+        ) {
+            let mut heap = DueHeap::default();
+            let mut places = Places::default();
+            let mut model: BTreeMap<u32, u64> = BTreeMap::new();
+            for (step, (op, pick, due)) in ops.into_iter().enumerate() {
+                let picked = model.keys().nth(pick as usize % model.len().max(1)).copied();
+                match (op, picked) {
+                    (0 | 1, _) | (_, None) => {
+                        heap.push(due, step as u32, &mut places);
+                        model.insert(step as u32, due);
+                    }
+                    (2, Some(id)) => {
+                        heap.refile(places.0[&id], due, &mut places);
+                        model.insert(id, due);
+                    }
+                    (_, Some(id)) => {
+                        heap.remove(places.0[&id], &mut places);
+                        model.remove(&id);
+                        places.0.remove(&id);
+                    }
+                }
+                prop_assert_eq!(heap.len(), model.len());
+                prop_assert_eq!(heap.peek().map(|top| top.0), model.values().min().copied());
+            }
+            for (id, due) in &model {
+                prop_assert_eq!(heap.due_at(places.0[id]), Some(*due));
+            }
+            let mut due_ids = Vec::new();
+            heap.for_each_due(250, |id| due_ids.push(id));
+            due_ids.sort_unstable();
+            let expected: Vec<u32> =
+                model.iter().filter(|(_, due)| **due <= 250).map(|(id, _)| *id).collect();
+            prop_assert_eq!(due_ids, expected);
+            while let Some((due, id)) = heap.peek() {
+                prop_assert_eq!(Some(due), model.values().min().copied());
+                heap.remove(places.0[&id], &mut places);
+                model.remove(&id);
+            }
+            prop_assert!(model.is_empty());
+            prop_assert_eq!(heap.heap_bytes(), 0);
+        }
+    }
+}

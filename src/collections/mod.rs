@@ -1,0 +1,17 @@
+//! Containers that grow and shrink a little at a time.
+//!
+//! A `Vec` or a hash map that doubles copies everything it holds at once; with a million members
+//! that is a pause every client of the server feels. These three move a bounded number of
+//! entries an operation, and give memory back when their contents go:
+//!
+//! * [`Slab`]: entries under small stable numbers,
+//! * [`HashIndex`]: from a hash to such a number,
+//! * [`DueHeap`]: such numbers ordered by a moment in time.
+
+mod due_heap;
+mod hash_index;
+mod slab;
+
+pub use due_heap::{DueHeap, Positions};
+pub use hash_index::{hash_of, HashIndex};
+pub use slab::Slab;

@@ -1,0 +1,121 @@
+//! Is this one JSON value that every reader of events can take?
+//!
+//! Metadata goes into events as it came. What a strict reader would refuse (numbers beyond
+//! double precision's range, lone surrogates, deep nesting) is therefore refused at the door.
+
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use std::fmt;
+
+/// A value that is looked at to its depths and then forgotten. Nesting is bounded by
+/// `serde_json`'s own limit of 128 levels, since every level is visited by recursion.
+struct Checked;
+
+impl<'de> Deserialize<'de> for Checked {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Checked)
+    }
+}
+
+impl<'de> Visitor<'de> for Checked {
+    type Value = Checked;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("a JSON value")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Checked, E> {
+        Ok(Checked)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Checked, E> {
+        Ok(Checked)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Checked, E> {
+        Ok(Checked)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Checked, E> {
+        Ok(Checked)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Checked, E> {
+        Ok(Checked)
+    }
+
+    fn visit_unit<E>(self) -> Result<Checked, E> {
+        Ok(Checked)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Checked, A::Error> {
+        while items.next_element::<Checked>()?.is_some() {}
+        Ok(Checked)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Checked, A::Error> {
+        while let Some((Key, Checked)) = entries.next_entry()? {}
+        Ok(Checked)
+    }
+}
+
+/// An object's key: any string.
+struct Key;
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(KeyVisitor)
+    }
+}
+
+struct KeyVisitor;
+
+impl Visitor<'_> for KeyVisitor {
+    type Value = Key;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("a key")
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Key, E> {
+        Ok(Key)
+    }
+}
+
+/// Whether `text` is one JSON value, with the reason where it is not.
+pub fn check(text: &str) -> Result<(), serde_json::Error> {
+    serde_json::from_str::<Checked>(text).map(|_| ())
+}
+
+/// Whether `text` is one JSON value by grammar alone; quicker, for what was checked before.
+pub fn is_json(text: &str) -> bool {
+    serde_json::from_str::<IgnoredAny>(text).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_json() {
+        for text in [
+            "null", " {\"a\": [1, -2.5e3, true, \"\\u00e9\\ud83d\\ude00\"], \"\": {}} ", "\"\"", "0", "[[]]",
+            "18446744073709551616",
+        ] {
+            check(text).unwrap();
+            assert!(is_json(text));
+        }
+        check(&format!("{}{}", "[".repeat(100), "]".repeat(100))).unwrap();
+    }
+
+    #[test]
+    fn refuses_the_rest() {
+        for text in [
+            "", " ", "{", "nul", "{'a':1}", "[1,]", "1 2", "\"\n\"", "\"\\ud800\"", "1e999", "NaN", "{1:2}",
+            "\u{feff}{}", "{\"a\":1}}",
+        ] {
+            assert!(check(text).is_err(), "{text:?}");
+        }
+        assert!(check(&"[".repeat(100_000)).is_err());
+        assert!(check(&format!("{}{}", "[".repeat(129), "]".repeat(129))).is_err());
+    }
+}

@@ -1,0 +1,4 @@
+mod codec;
+mod collections;
+mod json;
+mod space;

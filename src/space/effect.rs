@@ -1,0 +1,72 @@
+//! What a space says it has done, for those who must do the same: replicas, the AOF, a snapshot.
+//!
+//! An effect is a decision with its absolute times; whoever applies it decides nothing and reads
+//! no clock. Events follow from effects: applying one gives the event its id and its text, the
+//! same on every node.
+
+use super::{Kind, Reason, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// One change of a space. Times are unix ms.
+///
+/// The order of the variants is part of the wire form: add at the end only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Effect<'a> {
+    /// The space begins, or is restored: what is not told by the effects after it.
+    /// `closed_until` is 0 for a space that is open.
+    Begin { epoch: u64, seq: u64, closed_until: Timestamp },
+    /// The history settings under which the events of this batch are kept.
+    Keep { length: u64, ttl: u64 },
+    /// A session began: `join` or `add`.
+    Online { user: &'a str, session: &'a str, lease: Timestamp, at: Timestamp, meta: Option<&'a str> },
+    /// A session's lease, and whether it lingers, are now so. No event.
+    Lease { user: &'a str, session: &'a str, lease: Timestamp, lingering: bool },
+    /// A session's metadata is now so: `update`.
+    Update { user: &'a str, session: &'a str, at: Timestamp, meta: Option<&'a str> },
+    /// A session ended: `remove` or `leave`.
+    Offline { user: &'a str, session: &'a str, at: Timestamp, reason: Reason },
+    /// Every lease is at least so late. No event.
+    Grace { until: Timestamp },
+    /// A text was sent: `message`.
+    Message { user: &'a str, session: &'a str, at: Timestamp, text: &'a str },
+    /// The space ended: `close`.
+    Close { at: Timestamp, until: Timestamp },
+    /// Only the newest `keep` events are kept. No event.
+    Trim { keep: u64 },
+    /// Restores a session. `since`: when its user came online.
+    Session {
+        user: &'a str,
+        session: &'a str,
+        lease: Timestamp,
+        joined_at: Timestamp,
+        since: Timestamp,
+        lingering: bool,
+        meta: Option<&'a str>,
+    },
+    /// Restores a kept event, oldest first; the last has the seq that `Begin` named.
+    Event { at: Timestamp, text: &'a str },
+}
+
+impl Effect<'_> {
+    /// Whether applying it makes an event, which the history settings concern.
+    pub fn makes_event(&self) -> bool {
+        use Effect::*;
+        matches!(self, Online { .. } | Update { .. } | Offline { .. } | Message { .. } | Close { .. })
+    }
+}
+
+/// Where a space reports what it does, in order.
+pub trait Sink {
+    /// Something was done that others must do too.
+    fn effect(&mut self, effect: &Effect<'_>);
+    /// An event happened; the text is what subscribers get.
+    fn event(&mut self, kind: Kind, reason: Option<Reason>, text: &[u8]);
+}
+
+/// Reports to nobody.
+pub struct Silent;
+
+impl Sink for Silent {
+    fn effect(&mut self, _: &Effect<'_>) {}
+    fn event(&mut self, _: Kind, _: Option<Reason>, _: &[u8]) {}
+}

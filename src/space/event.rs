@@ -1,0 +1,155 @@
+//! A transition as JSON text: made once, here, and then published, kept and replied as it is.
+
+use super::Timestamp;
+use std::io::Write;
+
+/// What happened. The names are those of the `type` key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A user's first session.
+    Join,
+    /// A further session of a user who is online.
+    Add,
+    /// A session's metadata changed.
+    Update,
+    /// A session ended, others of the user remain.
+    Remove,
+    /// A user's last session ended.
+    Leave,
+    /// A text was sent into the space.
+    Message,
+    /// The space was closed.
+    Close,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Join => "join",
+            Kind::Add => "add",
+            Kind::Update => "update",
+            Kind::Remove => "remove",
+            Kind::Leave => "leave",
+            Kind::Message => "message",
+            Kind::Close => "close",
+        }
+    }
+}
+
+/// Why a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Reason {
+    /// The application said so.
+    Offline,
+    /// Its lease ended.
+    Timeout,
+}
+
+/// Everything an event tells. `None` and the empty session are left out of the text.
+pub struct Event<'a> {
+    pub epoch: u64,
+    pub seq: u64,
+    /// The key's name. What of it is not UTF-8 is shown as U+FFFD.
+    pub space: &'a [u8],
+    pub kind: Kind,
+    pub user: Option<&'a [u8]>,
+    pub session: &'a [u8],
+    pub joined_at: Option<Timestamp>,
+    /// A JSON value, which goes in as it is.
+    pub meta: Option<&'a [u8]>,
+    pub reason: Option<Reason>,
+    pub message: Option<&'a str>,
+    /// Users online after this event.
+    pub users: usize,
+    pub at: Timestamp,
+}
+
+impl Event<'_> {
+    /// Appends the event as one JSON object, keys in the order of the contract.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        // Writing to a Vec cannot fail.
+        let _ = write!(out, "{{\"id\":\"{}-{}\",\"space\":", self.epoch, self.seq);
+        write_text(out, self.space);
+        let _ = write!(out, ",\"type\":\"{}\"", self.kind.name());
+        if let Some(user) = self.user {
+            out.extend_from_slice(b",\"user\":");
+            write_text(out, user);
+        }
+        if !self.session.is_empty() {
+            out.extend_from_slice(b",\"session\":");
+            write_text(out, self.session);
+        }
+        if let Some(joined_at) = self.joined_at {
+            let _ = write!(out, ",\"joined_at\":{joined_at}");
+        }
+        if let Some(meta) = self.meta {
+            out.extend_from_slice(b",\"meta\":");
+            out.extend_from_slice(meta);
+        }
+        match self.reason {
+            Some(Reason::Offline) => out.extend_from_slice(b",\"reason\":\"offline\""),
+            Some(Reason::Timeout) => out.extend_from_slice(b",\"reason\":\"timeout\""),
+            None => {}
+        }
+        if let Some(message) = self.message {
+            out.extend_from_slice(b",\"message\":");
+            write_text(out, message.as_bytes());
+        }
+        let _ = write!(out, ",\"users\":{},\"at\":{}}}", self.users, self.at);
+    }
+}
+
+fn write_text(out: &mut Vec<u8>, text: &[u8]) {
+    let _ = serde_json::to_writer(out, &String::from_utf8_lossy(text));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_stand_in_the_order_of_the_contract() {
+        let mut event = Event {
+            epoch: 1700000000000,
+            seq: 7,
+            space: b"lob\"by\0",
+            kind: Kind::Leave,
+            user: Some("ali\u{1F600}ce".as_bytes()),
+            session: b"phone",
+            joined_at: Some(5),
+            meta: Some(br#"{"b": 1, "a":[]}"#),
+            reason: Some(Reason::Timeout),
+            message: Some("line\nbreak"),
+            users: 3,
+            at: 9,
+        };
+        let mut out = Vec::new();
+        event.write_json(&mut out);
+        assert_eq!(
+            String::from_utf8(out.clone()).unwrap(),
+            "{\"id\":\"1700000000000-7\",\"space\":\"lob\\\"by\\u0000\",\"type\":\"leave\",\
+             \"user\":\"ali\u{1F600}ce\",\"session\":\"phone\",\"joined_at\":5,\
+             \"meta\":{\"b\": 1, \"a\":[]},\"reason\":\"timeout\",\"message\":\"line\\nbreak\",\
+             \"users\":3,\"at\":9}"
+        );
+        serde_json::from_slice::<serde_json::Value>(&out).unwrap();
+
+        event = Event {
+            kind: Kind::Close,
+            user: None,
+            session: b"",
+            joined_at: None,
+            meta: None,
+            reason: None,
+            message: None,
+            space: b"\xff",
+            ..event
+        };
+        out.clear();
+        event.write_json(&mut out);
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "{\"id\":\"1700000000000-7\",\"space\":\"\u{fffd}\",\"type\":\"close\",\"users\":3,\"at\":9}"
+        );
+    }
+}

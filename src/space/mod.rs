@@ -1,0 +1,736 @@
+//! A space: who is in it, with which sessions, until when, and what happened.
+//!
+//! Plain data that knows no server and reads no clock. Whoever changes a space says what time it
+//! is and gets told, through a [`Sink`], what was done: [`Effect`]s, which make the same change
+//! elsewhere, and events, which are for the subscribers. Everything that changes a space ends in
+//! one of the few functions of the section "what can happen"; commands, the sweep and replayed
+//! effects only differ in how they get there.
+
+mod effect;
+mod event;
+mod history;
+mod members;
+#[cfg(test)]
+mod model;
+mod record;
+
+pub use effect::{Effect, Silent, Sink};
+pub use event::{Event, Kind, Reason};
+pub use history::{History, Retention};
+pub use members::{OutOfTime, User};
+pub use record::Record;
+
+use members::Members;
+
+/// Unix time in milliseconds.
+pub type Timestamp = u64;
+/// A JSON text, or none.
+pub type Text<'a> = Option<&'a str>;
+
+/// The longest name of a user or a session, in bytes.
+pub const MAX_NAME_BYTES: usize = 512;
+/// No time and no sequence number is later than this: sums of two cannot overflow, and both fit
+/// the signed integers of replies.
+pub const MAX_TIMESTAMP: u64 = 1 << 62;
+
+/// The size of the allocation that serves a request of `bytes`: the size classes of jemalloc,
+/// four to a doubling.
+pub fn allocated(bytes: usize) -> usize {
+    match bytes {
+        0 => 0,
+        1..=8 => 8,
+        9..=128 => bytes.next_multiple_of(16),
+        _ => bytes.next_multiple_of((bytes - 1).next_power_of_two() / 8),
+    }
+}
+
+/// What bounds a space.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub sessions_per_user: u64,
+    /// 0: no limit.
+    pub users: u64,
+    pub retention: Retention,
+}
+
+/// Why a session was not let in. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    Closed,
+    NoMemory,
+    SessionsPerUser,
+    Users,
+}
+
+/// An effect that does not fit the state it is applied to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Misfit(pub &'static str);
+
+/// When `online` is to do something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    Always,
+    /// NX
+    IfAbsent,
+    /// XX
+    IfPresent,
+}
+
+/// What `online` is to do with a session's metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetaChange<'a> {
+    Keep,
+    /// To a JSON text, or to none.
+    To(Text<'a>),
+}
+
+/// What a sweep of a space has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Swept {
+    pub ended: usize,
+    /// Time was up before everything was done.
+    pub more: bool,
+}
+
+/// The circumstances of a change: the key's name, the time, the bounds.
+#[derive(Clone, Copy)]
+pub struct At<'a> {
+    pub space: &'a [u8],
+    pub now: Timestamp,
+    pub limits: Limits,
+}
+
+#[derive(Clone)]
+pub struct Space {
+    epoch: u64,
+    seq: u64,
+    /// 0: the space is open.
+    closed_until: Timestamp,
+    members: Members,
+    /// Absent while it is empty, as it is in most spaces most of the time.
+    history: Option<Box<History>>,
+}
+
+/// A stored name as text. Names are checked when they come in.
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap_or_default()
+}
+
+impl Space {
+    /// An empty space whose ids begin with `epoch`.
+    pub fn new(epoch: u64) -> Self {
+        Space { epoch, seq: 0, closed_until: 0, members: Members::default(), history: None }
+    }
+
+    /// Tells `sink` that the space began; the first thing it hears of a new space.
+    pub fn announce<S: Sink>(&self, sink: &mut S) {
+        sink.effect(&Effect::Begin {
+            epoch: self.epoch,
+            seq: self.seq,
+            closed_until: self.closed_until,
+        });
+    }
+
+    // ---- reading -------------------------------------------------------------------------
+
+    /// The id of the last event.
+    pub fn last_id(&self) -> (u64, u64) {
+        (self.epoch, self.seq)
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed_until > 0
+    }
+
+    /// Users online and live sessions at `now`.
+    pub fn counts(&self, now: Timestamp) -> (usize, usize) {
+        let (users, sessions) = self.members.lapsed(now);
+        (self.members.users() - users, self.members.sessions() - sessions)
+    }
+
+    /// Users and sessions that are stored, lapsed ones included.
+    pub fn stored(&self) -> (usize, usize) {
+        (self.members.users(), self.members.sessions())
+    }
+
+    /// A user who is online at `now`.
+    pub fn user(&self, user: &str, now: Timestamp) -> Option<User<'_>> {
+        self.members.user(user.as_bytes(), now)
+    }
+
+    /// Places from `from` on in their order, each with the user it stands for if that user is
+    /// online at `now`. A user keeps the place while online.
+    pub fn walk(&self, from: u32, now: Timestamp) -> impl Iterator<Item = (u32, Option<User<'_>>)> {
+        self.members.walk(from, now)
+    }
+
+    pub fn history(&self) -> Option<&History> {
+        self.history.as_deref()
+    }
+
+    /// How many of the newest events are kept at `now`.
+    pub fn kept_events(&self, now: Timestamp, retention: Retention) -> usize {
+        match self.history() {
+            None => 0,
+            // What a closed space has to tell, it tells to its end.
+            Some(history) if self.is_closed() => history.len(),
+            Some(history) => history.kept(now, retention),
+        }
+    }
+
+    /// Nobody is here and nothing is kept: the key can go.
+    pub fn is_spent(&self, now: Timestamp, retention: Retention) -> bool {
+        if self.is_closed() {
+            return self.closed_until <= now;
+        }
+        self.members.sessions() == 0 && self.kept_events(now, retention) == 0
+    }
+
+    /// The moment from which a sweep may find something to do; 0 is at once.
+    pub fn next_due(&self, retention: Retention) -> Timestamp {
+        if self.is_closed() {
+            return self.closed_until;
+        }
+        let lease = self.members.next_lease();
+        let history = self.history().and_then(|history| history.ends_at(retention));
+        lease.into_iter().chain(history).min().unwrap_or(0)
+    }
+
+    /// Bytes on the heap, in constant time.
+    pub fn heap_bytes(&self) -> usize {
+        let history =
+            self.history().map_or(0, |history| size_of::<History>() + history.heap_bytes());
+        self.members.heap_bytes() + history
+    }
+
+    /// The effects that make this space out of nothing.
+    pub fn dump(&self, mut tell: impl FnMut(&Effect<'_>)) {
+        tell(&Effect::Begin { epoch: self.epoch, seq: self.seq, closed_until: self.closed_until });
+        for (record, since) in self.members.all() {
+            tell(&Effect::Session {
+                user: text(record.user()),
+                session: text(record.session()),
+                lease: record.lease(),
+                joined_at: record.joined_at(),
+                since,
+                lingering: record.is_lingering(),
+                meta: record.meta().map(text),
+            });
+        }
+        for (at, event) in self.history().into_iter().flat_map(|history| history.newest(usize::MAX)) {
+            tell(&Effect::Event { at, text: text(event) });
+        }
+    }
+
+    // ---- what can happen -----------------------------------------------------------------
+
+    fn event<S: Sink>(&mut self, at: At, mut event: Event<'_>, sink: &mut S) {
+        self.seq += 1;
+        event.seq = self.seq;
+        let mut text = Vec::with_capacity(192 + event.meta.map_or(0, <[u8]>::len));
+        event.write_json(&mut text);
+        sink.event(event.kind, event.reason, &text);
+        let history = self.history.get_or_insert_default();
+        history.push(at.now, &text, at.limits.retention);
+        if history.len() == 0 {
+            self.history = None;
+        }
+    }
+
+    /// An event about a session as it is, or last was.
+    fn session_event<S: Sink>(
+        &mut self,
+        at: At,
+        kind: Kind,
+        record: &Record,
+        reason: Option<Reason>,
+        sink: &mut S,
+    ) {
+        let event = Event {
+            epoch: self.epoch,
+            seq: 0,
+            space: at.space,
+            kind,
+            user: Some(record.user()),
+            session: record.session(),
+            joined_at: Some(record.joined_at()),
+            meta: record.meta(),
+            reason,
+            message: None,
+            users: self.members.users(),
+            at: at.now,
+        };
+        self.event(at, event, sink);
+    }
+
+    fn begin_session<S: Sink>(
+        &mut self,
+        at: At,
+        user: &str,
+        session: &str,
+        lease: Timestamp,
+        meta: Text,
+        sink: &mut S,
+    ) {
+        sink.effect(&Effect::Online { user, session, lease, at: at.now, meta });
+        let first = self.members.anchor(user.as_bytes()).is_none();
+        let record = Record::new(user, session, lease, at.now, meta);
+        self.members.insert(record.clone(), at.now);
+        let kind = if first { Kind::Join } else { Kind::Add };
+        self.session_event(at, kind, &record, None, sink);
+    }
+
+    fn end_session<S: Sink>(&mut self, at: At, id: u32, reason: Reason, sink: &mut S) {
+        let Some(record) = self.members.remove(id) else { return };
+        sink.effect(&Effect::Offline {
+            user: text(record.user()),
+            session: text(record.session()),
+            at: at.now,
+            reason,
+        });
+        let last = self.members.anchor(record.user()).is_none();
+        let kind = if last { Kind::Leave } else { Kind::Remove };
+        self.session_event(at, kind, &record, Some(reason), sink);
+    }
+
+    fn set_lease<S: Sink>(&mut self, id: u32, lease: Timestamp, lingering: bool, sink: &mut S) {
+        self.members.set_lease(id, lease, lingering);
+        if let Some(record) = self.members.record(id) {
+            sink.effect(&Effect::Lease {
+                user: text(record.user()),
+                session: text(record.session()),
+                lease,
+                lingering,
+            });
+        }
+    }
+
+    fn update_meta<S: Sink>(&mut self, at: At, id: u32, meta: Text, sink: &mut S) {
+        self.members.set_meta(id, meta);
+        let Some(record) = self.members.record(id).cloned() else { return };
+        sink.effect(&Effect::Update {
+            user: text(record.user()),
+            session: text(record.session()),
+            at: at.now,
+            meta,
+        });
+        self.session_event(at, Kind::Update, &record, None, sink);
+    }
+
+    fn send<S: Sink>(&mut self, at: At, user: &str, session: &str, message: &str, sink: &mut S) {
+        sink.effect(&Effect::Message { user, session, at: at.now, text: message });
+        let event = Event {
+            epoch: self.epoch,
+            seq: 0,
+            space: at.space,
+            kind: Kind::Message,
+            user: Some(user.as_bytes()),
+            session: session.as_bytes(),
+            joined_at: None,
+            meta: None,
+            reason: None,
+            message: Some(message),
+            users: self.members.users(),
+            at: at.now,
+        };
+        self.event(at, event, sink);
+    }
+
+    fn shut<S: Sink>(&mut self, at: At, until: Timestamp, sink: &mut S) {
+        sink.effect(&Effect::Close { at: at.now, until });
+        self.members = Members::default();
+        self.closed_until = until.max(1);
+        let event = Event {
+            epoch: self.epoch,
+            seq: 0,
+            space: at.space,
+            kind: Kind::Close,
+            user: None,
+            session: b"",
+            joined_at: None,
+            meta: None,
+            reason: None,
+            message: None,
+            users: 0,
+            at: at.now,
+        };
+        self.event(at, event, sink);
+    }
+
+    fn trim<S: Sink>(&mut self, keep: usize, sink: &mut S) {
+        sink.effect(&Effect::Trim { keep: keep as u64 });
+        if let Some(history) = &mut self.history {
+            history.truncate_to(keep);
+            if history.len() == 0 {
+                self.history = None;
+            }
+        }
+    }
+
+    /// A lease that is live now was so when the server went down or its primary was lost; nobody
+    /// could renew it since. It becomes at least `until`.
+    pub fn grant_grace<S: Sink>(&mut self, until: Timestamp, sink: &mut S) {
+        sink.effect(&Effect::Grace { until });
+        self.members.extend_all(until);
+    }
+
+    // ---- what is asked for ---------------------------------------------------------------
+
+    /// The slot of a session that is live.
+    fn live(&self, user: &str, session: &str, now: Timestamp) -> Option<u32> {
+        let id = self.members.find(user.as_bytes(), session.as_bytes())?;
+        self.members.record(id)?.is_live(now).then_some(id)
+    }
+
+    /// Records the end of those of a user's sessions whose leases are over.
+    fn end_lapsed<S: Sink>(&mut self, at: At, user: &str, sink: &mut S) {
+        let Some(anchor) = self.members.anchor(user.as_bytes()) else { return };
+        // The anchor last: while it stays, the others keep their slots.
+        for id in self.members.sessions_of(anchor).into_iter().rev() {
+            if let Some(reason) = self.lapse_reason(id, at.now) {
+                self.end_session(at, id, reason, sink);
+            }
+        }
+    }
+
+    fn lapse_reason(&self, id: u32, now: Timestamp) -> Option<Reason> {
+        let record = self.members.record(id).filter(|record| !record.is_live(now))?;
+        Some(if record.is_lingering() { Reason::Offline } else { Reason::Timeout })
+    }
+
+    /// Whether sessions that are not there yet may come in; `new` names them.
+    fn admit(
+        &self,
+        at: At,
+        new: &[(&str, &str)],
+        has_memory: impl FnOnce() -> bool,
+    ) -> Result<(), Refusal> {
+        if !has_memory() {
+            return Err(Refusal::NoMemory);
+        }
+        let mut sorted = new.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let mut new_users = 0;
+        for of_user in sorted.chunk_by(|a, b| a.0 == b.0) {
+            let user = of_user.first().map_or("", |(user, _)| user);
+            let live = self.user(user, at.now).map_or(0, |user| user.sessions().count());
+            if (live + of_user.len()) as u64 > at.limits.sessions_per_user {
+                return Err(Refusal::SessionsPerUser);
+            }
+            new_users += usize::from(live == 0);
+        }
+        if at.limits.users > 0 && new_users > 0 {
+            let (users, _) = self.counts(at.now);
+            if (users + new_users) as u64 > at.limits.users {
+                return Err(Refusal::Users);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets a session in that is not live. Returns whether its user came online by that.
+    fn enter<S: Sink>(
+        &mut self,
+        at: At,
+        (user, session): (&str, &str),
+        lease: Timestamp,
+        meta: Text,
+        sink: &mut S,
+    ) -> bool {
+        self.end_lapsed(at, user, sink);
+        let came_online = self.members.anchor(user.as_bytes()).is_none();
+        self.begin_session(at, user, session, lease, meta, sink);
+        came_online
+    }
+
+    /// Says that one session is alive until `lease`. Returns how many users came online (0 or
+    /// 1), or none where the condition was not met. `has_memory` is asked for a new session only.
+    #[allow(clippy::too_many_arguments)]
+    pub fn online<S: Sink>(
+        &mut self,
+        at: At,
+        (user, session): (&str, &str),
+        lease: Timestamp,
+        meta: MetaChange,
+        condition: Condition,
+        has_memory: impl FnOnce() -> bool,
+        sink: &mut S,
+    ) -> Result<Option<usize>, Refusal> {
+        if self.is_closed() {
+            return Err(Refusal::Closed);
+        }
+        if let Some(id) = self.live(user, session, at.now) {
+            if condition == Condition::IfAbsent {
+                return Ok(None);
+            }
+            self.set_lease(id, lease, false, sink);
+            if let MetaChange::To(meta) = meta {
+                let current = self.members.record(id).and_then(Record::meta);
+                if current != meta.map(str::as_bytes) {
+                    self.update_meta(at, id, meta, sink);
+                }
+            }
+            return Ok(Some(0));
+        }
+        if condition == Condition::IfPresent {
+            return Ok(None);
+        }
+        self.admit(at, &[(user, session)], has_memory)?;
+        let meta = match meta {
+            MetaChange::To(meta) => meta,
+            MetaChange::Keep => None,
+        };
+        Ok(Some(usize::from(self.enter(at, (user, session), lease, meta, sink))))
+    }
+
+    /// The same for many sessions, all or none. Returns how many users came online.
+    pub fn online_many<S: Sink>(
+        &mut self,
+        at: At,
+        sessions: &[(&str, &str)],
+        lease: Timestamp,
+        has_memory: impl FnOnce() -> bool,
+        sink: &mut S,
+    ) -> Result<usize, Refusal> {
+        if self.is_closed() {
+            return Err(Refusal::Closed);
+        }
+        let places: Vec<Option<u32>> =
+            sessions.iter().map(|(user, session)| self.live(user, session, at.now)).collect();
+        let new: Vec<(&str, &str)> = sessions
+            .iter()
+            .zip(&places)
+            .filter(|(_, place)| place.is_none())
+            .map(|(session, _)| *session)
+            .collect();
+        if !new.is_empty() {
+            self.admit(at, &new, has_memory)?;
+        }
+        let mut came_online = 0;
+        for (&(user, session), place) in sessions.iter().zip(places) {
+            // Slots move only when sessions end, and they end only before one enters: a place
+            // that was found is good as long as nobody new is in the list.
+            let place = if new.is_empty() { place } else { self.live(user, session, at.now) };
+            match place {
+                Some(id) => self.set_lease(id, lease, false, sink),
+                None => came_online += usize::from(self.enter(at, (user, session), lease, None, sink)),
+            }
+        }
+        Ok(came_online)
+    }
+
+    /// Ends one session of a user, or all where none is named; with a linger, cuts leases to at
+    /// most so many ms from now instead. Returns how many users went offline by this (0 or 1).
+    pub fn offline<S: Sink>(
+        &mut self,
+        at: At,
+        user: &str,
+        session: Option<&str>,
+        linger: u64,
+        sink: &mut S,
+    ) -> usize {
+        self.end_lapsed(at, user, sink);
+        let ids = match session {
+            Some(session) => {
+                self.members.find(user.as_bytes(), session.as_bytes()).into_iter().collect()
+            }
+            None => {
+                let anchor = self.members.anchor(user.as_bytes());
+                anchor.map_or_else(Vec::new, |anchor| self.members.sessions_of(anchor))
+            }
+        };
+        if ids.is_empty() {
+            return 0;
+        }
+        for id in ids.into_iter().rev() {
+            if linger == 0 {
+                self.end_session(at, id, Reason::Offline, sink);
+            } else if let Some(lease) = self.members.record(id).map(Record::lease) {
+                self.set_lease(id, lease.min(at.now.saturating_add(linger)), true, sink);
+            }
+        }
+        usize::from(self.members.anchor(user.as_bytes()).is_none())
+    }
+
+    /// Sends a text. Returns the event's id, or none where the space is closed.
+    pub fn message<S: Sink>(
+        &mut self,
+        at: At,
+        user: &str,
+        session: &str,
+        message: &str,
+        sink: &mut S,
+    ) -> Option<(u64, u64)> {
+        if self.is_closed() {
+            return None;
+        }
+        self.send(at, user, session, message, sink);
+        Some(self.last_id())
+    }
+
+    /// Ends the space until `until`. Returns false where it is closed already.
+    pub fn close<S: Sink>(&mut self, at: At, until: Timestamp, sink: &mut S) -> bool {
+        if self.is_closed() {
+            return false;
+        }
+        self.shut(at, until, sink);
+        true
+    }
+
+    /// Ends the sessions whose leases are over and lets go of a history whose time is over, for
+    /// as long as `may_go_on`, which is asked after each piece of work.
+    pub fn sweep<S: Sink>(
+        &mut self,
+        at: At,
+        sink: &mut S,
+        may_go_on: &mut impl FnMut() -> bool,
+    ) -> Swept {
+        let mut ended = 0;
+        loop {
+            match self.members.next_lapsed(at.now, may_go_on) {
+                Ok(Some(id)) => {
+                    let reason = self.lapse_reason(id, at.now).unwrap_or(Reason::Timeout);
+                    self.end_session(at, id, reason, sink);
+                    ended += 1;
+                }
+                Ok(None) => break,
+                Err(OutOfTime) => return Swept { ended, more: true },
+            }
+            if !may_go_on() {
+                return Swept { ended, more: true };
+            }
+        }
+        // Reads hide what is too old; only a history that is over as a whole is worth a change.
+        if self.history.is_some() && self.kept_events(at.now, at.limits.retention) == 0 {
+            self.trim(0, sink);
+        }
+        Swept { ended, more: false }
+    }
+
+    /// Brings the order by lease up to date without ending anything, for as long as `may_go_on`:
+    /// the part of a sweep that a replica does. Returns whether there was time for all of it.
+    pub fn tidy(&mut self, now: Timestamp, may_go_on: &mut impl FnMut() -> bool) -> bool {
+        self.members.next_lapsed(now, may_go_on).is_ok()
+    }
+
+    // ---- what is replayed ----------------------------------------------------------------
+
+    /// Does what another node, or this one in an earlier life, has decided. `retention` holds
+    /// from one effect to the next.
+    pub fn apply<S: Sink>(
+        &mut self,
+        space: &[u8],
+        effect: &Effect<'_>,
+        retention: &mut Retention,
+        sink: &mut S,
+    ) -> Result<(), Misfit> {
+        let limits = Limits { sessions_per_user: u64::MAX, users: 0, retention: *retention };
+        let at = |now| At { space, now, limits };
+        let find = |members: &Members, user: &str, session: &str| {
+            members.find(user.as_bytes(), session.as_bytes()).ok_or(Misfit("unknown session"))
+        };
+        self.check(effect)?;
+        match *effect {
+            Effect::Keep { length, ttl } => *retention = Retention { length, ttl },
+            Effect::Online { user, session, lease, at: now, meta } => {
+                if find(&self.members, user, session).is_ok() {
+                    return Err(Misfit("session is there already"));
+                }
+                self.begin_session(at(now), user, session, lease, meta, sink);
+            }
+            Effect::Lease { user, session, lease, lingering } => {
+                let id = find(&self.members, user, session)?;
+                self.set_lease(id, lease, lingering, sink);
+            }
+            Effect::Update { user, session, at: now, meta } => {
+                let id = find(&self.members, user, session)?;
+                self.update_meta(at(now), id, meta, sink);
+            }
+            Effect::Offline { user, session, at: now, reason } => {
+                let id = find(&self.members, user, session)?;
+                self.end_session(at(now), id, reason, sink);
+            }
+            Effect::Grace { until } => self.grant_grace(until, sink),
+            Effect::Message { user, session, at: now, text } => {
+                self.send(at(now), user, session, text, sink);
+            }
+            Effect::Close { at: now, until } => self.shut(at(now), until, sink),
+            Effect::Trim { keep } => {
+                self.trim(usize::try_from(keep).unwrap_or(usize::MAX), sink);
+            }
+            Effect::Begin { .. } | Effect::Session { .. } | Effect::Event { .. } => {
+                self.restore(effect)?;
+                sink.effect(effect);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in one effect of a [`Space::dump`].
+    pub fn restore(&mut self, effect: &Effect<'_>) -> Result<(), Misfit> {
+        self.check(effect)?;
+        match *effect {
+            Effect::Begin { epoch, seq, closed_until } => {
+                if self.seq > 0 || self.members.sessions() > 0 || self.history.is_some() {
+                    return Err(Misfit("space is there already"));
+                }
+                (self.epoch, self.seq, self.closed_until) = (epoch, seq, closed_until);
+            }
+            Effect::Session { user, session, lease, joined_at, since, lingering, meta } => {
+                if self.members.find(user.as_bytes(), session.as_bytes()).is_some() {
+                    return Err(Misfit("session is there twice"));
+                }
+                let mut record = Record::new(user, session, lease, joined_at, meta);
+                record.set_lingering(lingering);
+                self.members.insert(record, since);
+            }
+            Effect::Event { at, text } => {
+                let history = self.history.get_or_insert_default();
+                if history.len() as u64 >= self.seq {
+                    return Err(Misfit("more events than ids"));
+                }
+                history.append(at, text.as_bytes());
+            }
+            _ => return Err(Misfit("not part of a snapshot")),
+        }
+        Ok(())
+    }
+
+    /// What must hold of an effect whoever sent it. JSON texts are checked where they are
+    /// decoded.
+    fn check(&self, effect: &Effect<'_>) -> Result<(), Misfit> {
+        let moments = match *effect {
+            Effect::Begin { epoch, seq, closed_until } => [epoch, seq, closed_until],
+            Effect::Online { lease, at, .. } => [lease, at, 0],
+            Effect::Lease { lease, .. } => [lease, 0, 0],
+            Effect::Update { at, .. }
+            | Effect::Offline { at, .. }
+            | Effect::Message { at, .. }
+            | Effect::Event { at, .. } => [at, 0, 0],
+            Effect::Grace { until } => [until, 0, 0],
+            Effect::Close { at, until } => [at, until, 0],
+            Effect::Session { lease, joined_at, since, .. } => [lease, joined_at, since],
+            Effect::Keep { .. } | Effect::Trim { .. } => [0; 3],
+        };
+        if moments.iter().any(|moment| *moment > MAX_TIMESTAMP) || self.seq > MAX_TIMESTAMP {
+            return Err(Misfit("a time or number is out of range"));
+        }
+        let (user, session) = match *effect {
+            Effect::Online { user, session, .. }
+            | Effect::Lease { user, session, .. }
+            | Effect::Update { user, session, .. }
+            | Effect::Offline { user, session, .. }
+            | Effect::Message { user, session, .. }
+            | Effect::Session { user, session, .. } => (user, session),
+            _ => return Ok(()),
+        };
+        if user.is_empty() || user.len() > MAX_NAME_BYTES || session.len() > MAX_NAME_BYTES {
+            return Err(Misfit("a name is empty or too long"));
+        }
+        if self.is_closed() {
+            return Err(Misfit("space is closed"));
+        }
+        Ok(())
+    }
+}

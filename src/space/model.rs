@@ -1,0 +1,459 @@
+//! The space against a model too simple to be wrong: a map from names to leases and a clock.
+
+use super::*;
+use crate::codec;
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+#[derive(Clone, Debug)]
+enum Op {
+    Online { who: (usize, usize), ttl: u64, meta: Option<Option<u8>>, condition: u8 },
+    OnlineMany { who: Vec<(usize, usize)>, ttl: u64 },
+    Offline { user: usize, session: Option<usize>, linger: u64 },
+    Message { user: usize },
+    Wait(u64),
+    Sweep { steps: usize },
+    Grace { by: u64 },
+    Close,
+    /// Save and load, by way of bytes.
+    Reload,
+}
+
+fn who() -> impl Strategy<Value = (usize, usize)> {
+    (0..12usize, 0..4usize)
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        8 => (who(), 1..50u64, prop::option::of(prop::option::of(0..3u8)), 0..6u8)
+            .prop_map(|(who, ttl, meta, condition)| Op::Online { who, ttl, meta, condition }),
+        3 => (prop::collection::vec(who(), 1..20), 1..50u64)
+            .prop_map(|(who, ttl)| Op::OnlineMany { who, ttl }),
+        3 => (0..12usize, prop::option::of(0..4usize), prop_oneof![3 => Just(0u64), 1 => 1..30u64])
+            .prop_map(|(user, session, linger)| Op::Offline { user, session, linger }),
+        1 => (0..12usize).prop_map(|user| Op::Message { user }),
+        5 => (0..25u64).prop_map(Op::Wait),
+        3 => (0..30usize).prop_map(|steps| Op::Sweep { steps }),
+        1 => (1..40u64).prop_map(|by| Op::Grace { by }),
+        1 => Just(Op::Reload),
+    ]
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct ModelSession {
+    lease: u64,
+    joined_at: u64,
+    meta: Option<String>,
+    lingering: bool,
+}
+
+#[derive(Clone, Default)]
+struct Model {
+    sessions: BTreeMap<(String, String), ModelSession>,
+    since: BTreeMap<String, u64>,
+    events: Vec<serde_json::Value>,
+}
+
+impl Model {
+    fn users(&self) -> usize {
+        self.sessions.keys().map(|(user, _)| user).collect::<BTreeSet<_>>().len()
+    }
+
+    fn has(&self, user: &str) -> bool {
+        self.sessions.keys().any(|(other, _)| other == user)
+    }
+
+    fn note(&mut self, kind: &str, user: &str, session: &str, now: u64, details: serde_json::Value) {
+        let mut event = serde_json::json!({
+            "id": format!("1000-{}", self.events.len() + 1),
+            "space": "lobby", "type": kind, "user": user, "users": self.users(), "at": now,
+        });
+        if !session.is_empty() {
+            event["session"] = session.into();
+        }
+        for (key, value) in details.as_object().unwrap() {
+            event[key] = value.clone();
+        }
+        self.events.push(event);
+    }
+
+    fn details(state: &ModelSession) -> serde_json::Value {
+        let mut details = serde_json::json!({"joined_at": state.joined_at});
+        if let Some(meta) = &state.meta {
+            details["meta"] = serde_json::from_str(meta).unwrap();
+        }
+        details
+    }
+
+    fn enter(&mut self, user: &str, session: &str, now: u64, lease: u64, meta: Option<String>) -> usize {
+        let first = !self.has(user);
+        if first {
+            self.since.insert(user.into(), now);
+        }
+        let state = ModelSession { lease, joined_at: now, meta, lingering: false };
+        self.sessions.insert((user.into(), session.into()), state.clone());
+        self.note(if first { "join" } else { "add" }, user, session, now, Self::details(&state));
+        usize::from(first)
+    }
+
+    fn end(&mut self, user: &str, session: &str, now: u64, reason: &str) {
+        let state = self.sessions.remove(&(user.into(), session.into())).unwrap();
+        let kind = if self.has(user) { "remove" } else { "leave" };
+        let mut details = Self::details(&state);
+        details["reason"] = reason.into();
+        self.note(kind, user, session, now, details);
+    }
+}
+
+/// What a space tells, gathered.
+#[derive(Default)]
+struct Heard {
+    batch: Vec<u8>,
+    events: Vec<String>,
+}
+
+impl Sink for Heard {
+    fn effect(&mut self, effect: &Effect<'_>) {
+        if self.batch.is_empty() {
+            codec::begin(&mut self.batch);
+        }
+        codec::encode(&mut self.batch, effect);
+    }
+
+    fn event(&mut self, _: Kind, _: Option<Reason>, text: &[u8]) {
+        self.events.push(String::from_utf8(text.to_vec()).unwrap());
+    }
+}
+
+const RETENTION: Retention = Retention { length: 20, ttl: 60 };
+
+fn dump(space: &Space) -> (String, BTreeSet<String>) {
+    let (mut head, mut rest) = (String::new(), BTreeSet::new());
+    space.dump(|effect| match effect {
+        Effect::Begin { .. } | Effect::Event { .. } => head += &format!("{effect:?}"),
+        other => {
+            rest.insert(format!("{other:?}"));
+        }
+    });
+    (head, rest)
+}
+
+fn reload(space: &Space) -> Space {
+    let mut bytes = Vec::new();
+    codec::begin(&mut bytes);
+    space.dump(|effect| codec::encode(&mut bytes, effect));
+    let mut back = Space::new(0);
+    for effect in codec::decode(&bytes) {
+        back.restore(&effect.unwrap()).unwrap();
+    }
+    back
+}
+
+/// Everything that can be read of the space is what the model says, at the present moment.
+fn compare(space: &Space, model: &Model, now: u64) {
+    let mut live: BTreeMap<String, BTreeMap<String, &ModelSession>> = BTreeMap::new();
+    for ((user, session), state) in &model.sessions {
+        if state.lease > now {
+            live.entry(user.clone()).or_default().insert(session.clone(), state);
+        }
+    }
+    let sessions = live.values().map(BTreeMap::len).sum::<usize>();
+    assert_eq!(space.counts(now), (live.len(), sessions), "counts at {now}");
+    assert_eq!(space.stored(), (model.users(), model.sessions.len()));
+    let mut seen = BTreeSet::new();
+    let mut last = None;
+    for (place, user) in space.walk(0, now) {
+        assert!(last.is_none_or(|last| last < place));
+        last = Some(place);
+        let Some(user) = user else { continue };
+        let name = text(user.name()).to_owned();
+        let expected = &live[&name];
+        assert_eq!(user.joined_at(), model.since[&name]);
+        let mut count = 0;
+        for record in user.sessions() {
+            let state = expected[text(record.session())];
+            assert_eq!((record.lease(), record.joined_at()), (state.lease, state.joined_at));
+            assert_eq!(record.meta().map(text), state.meta.as_deref());
+            count += 1;
+        }
+        assert_eq!(count, expected.len());
+        assert!(seen.insert(name.clone()), "{name} twice");
+        assert_eq!(space.user(&name, now).unwrap().sessions().count(), count);
+    }
+    assert_eq!(seen.len(), live.len());
+    assert!(space.user("nobody", now).is_none());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn behaves_like_the_model(ops in prop::collection::vec(op(), 1..120), close in any::<bool>()) {
+        let name = |n: usize| format!("user{n}");
+        let tab = |n: usize| if n == 0 { String::new() } else { format!("tab{n}") };
+        let mut now = 1000u64;
+        let limits = Limits { sessions_per_user: 3, users: 10, retention: RETENTION };
+        let mut space = Space::new(1000);
+        let mut replica = Space::new(1000);
+        let mut model = Model::default();
+        let mut published = 0usize;
+        let last = if close { vec![Op::Close, Op::OnlineMany { who: vec![(1, 1)], ttl: 9 }] } else { vec![] };
+        for op in ops.into_iter().chain(last) {
+            let at = At { space: b"lobby", now, limits };
+            let mut heard = Heard::default();
+            let closed = space.is_closed();
+            match op.clone() {
+                Op::Wait(by) => now += by,
+                Op::Reload => space = reload(&space),
+                Op::Grace { by } => {
+                    space.grant_grace(now + by, &mut heard);
+                    for state in model.sessions.values_mut() {
+                        state.lease = state.lease.max(now + by);
+                    }
+                }
+                Op::Close => {
+                    prop_assert!(space.close(at, now + 5, &mut heard));
+                    model.sessions.clear();
+                    let id = format!("1000-{}", model.events.len() + 1);
+                    model.events.push(serde_json::json!(
+                        {"id": id, "space": "lobby", "type": "close", "users": 0, "at": now}));
+                }
+                Op::Message { user } => {
+                    let id = space.message(at, &name(user), "", "hé\"y", &mut heard);
+                    let users = model.users();
+                    model.note("message", &name(user), "", now,
+                        serde_json::json!({"message": "hé\"y", "users": users}));
+                    prop_assert_eq!(id, Some((1000, model.events.len() as u64)));
+                }
+                Op::Sweep { steps } => {
+                    let mut left = steps;
+                    let swept = space.sweep(at, &mut heard, &mut || {
+                        left = left.saturating_sub(1);
+                        left > 0
+                    });
+                    // Which of the lapsed come first is open; those that were told are over.
+                    for event in &heard.events {
+                        let event: serde_json::Value = serde_json::from_str(event).unwrap();
+                        let user = event["user"].as_str().unwrap();
+                        let session = event["session"].as_str().unwrap_or("");
+                        let state = &model.sessions[&(user.to_owned(), session.to_owned())];
+                        prop_assert!(state.lease <= now);
+                        let reason = if state.lingering { "offline" } else { "timeout" };
+                        model.end(user, session, now, reason);
+                    }
+                    prop_assert_eq!(swept.ended, heard.events.len());
+                    if !swept.more {
+                        prop_assert!(model.sessions.values().all(|state| state.lease > now));
+                    }
+                }
+                Op::Online { who, ttl, meta, condition } => {
+                    let (user, session) = (name(who.0), tab(who.1));
+                    let key = (user.clone(), session.clone());
+                    let text = meta.map(|meta| meta.map(|n| format!("{{\"n\": {n}}}")));
+                    let change = match &text {
+                        None => MetaChange::Keep,
+                        Some(meta) => MetaChange::To(meta.as_deref()),
+                    };
+                    let condition = match condition {
+                        0 => Condition::IfAbsent,
+                        1 => Condition::IfPresent,
+                        _ => Condition::Always,
+                    };
+                    let reply = space.online(at, (&user, &session), now + ttl, change, condition, || true, &mut heard);
+                    let live = model.sessions.get(&key).is_some_and(|state| state.lease > now);
+                    let of_user = model.sessions.iter()
+                        .filter(|((other, _), state)| *other == user && state.lease > now).count();
+                    let online = model.sessions.iter().filter(|(_, state)| state.lease > now)
+                        .map(|((user, _), _)| user).collect::<BTreeSet<_>>().len();
+                    match (live, condition) {
+                        (true, Condition::IfAbsent) | (false, Condition::IfPresent) => {
+                            prop_assert_eq!(reply, Ok(None));
+                        }
+                        (true, _) => {
+                            prop_assert_eq!(reply, Ok(Some(0)));
+                            let state = model.sessions.get_mut(&key).unwrap();
+                            (state.lease, state.lingering) = (now + ttl, false);
+                            if let Some(meta) = text.filter(|meta| *meta != state.meta) {
+                                state.meta = meta;
+                                let details = Model::details(state);
+                                model.note("update", &user, &session, now, details);
+                            }
+                        }
+                        (false, _) if of_user >= 3 => prop_assert_eq!(reply, Err(Refusal::SessionsPerUser)),
+                        (false, _) if of_user == 0 && online >= 10 => prop_assert_eq!(reply, Err(Refusal::Users)),
+                        (false, _) => {
+                            let lapsed = lapsed_in_order(&heard, &user, &model, now);
+                            for (session, reason) in lapsed {
+                                model.end(&user, &session, now, &reason);
+                            }
+                            let came = model.enter(&user, &session, now, now + ttl, text.flatten());
+                            prop_assert_eq!(reply, Ok(Some(came)));
+                        }
+                    }
+                }
+                Op::OnlineMany { who, ttl } => {
+                    let names: Vec<(String, String)> = who.iter().map(|who| (name(who.0), tab(who.1))).collect();
+                    let list: Vec<(&str, &str)> =
+                        names.iter().map(|(user, session)| (user.as_str(), session.as_str())).collect();
+                    let before = dump(&space);
+                    match space.online_many(at, &list, now + ttl, || true, &mut heard) {
+                        Err(_) => prop_assert_eq!(before, dump(&space)),
+                        Ok(came) => {
+                            let mut expected = 0;
+                            for (user, session) in &names {
+                                match model.sessions.get_mut(&(user.clone(), session.clone())) {
+                                    Some(state) if state.lease > now => {
+                                        (state.lease, state.lingering) = (now + ttl, false);
+                                    }
+                                    _ => {
+                                        for (session, reason) in lapsed_in_order(&heard, user, &model, now) {
+                                            model.end(user, &session, now, &reason);
+                                        }
+                                        expected += model.enter(user, session, now, now + ttl, None);
+                                    }
+                                }
+                            }
+                            prop_assert_eq!(came, expected);
+                            prop_assert!(!closed);
+                        }
+                    }
+                }
+                Op::Offline { user, session, linger } => {
+                    let (user, session) = (name(user), session.map(tab));
+                    let gone = space.offline(at, &user, session.as_deref(), linger, &mut heard);
+                    for (session, reason) in lapsed_in_order(&heard, &user, &model, now) {
+                        model.end(&user, &session, now, &reason);
+                    }
+                    let mine: Vec<String> = model.sessions.keys()
+                        .filter(|(other, tab)| *other == user && session.as_ref().is_none_or(|one| one == tab))
+                        .map(|(_, tab)| tab.clone()).collect();
+                    if linger == 0 {
+                        let told: Vec<String> = heard.events[heard.events.len() - mine.len()..].iter().map(|event| {
+                            let event: serde_json::Value = serde_json::from_str(event).unwrap();
+                            event["session"].as_str().unwrap_or("").to_owned()
+                        }).collect();
+                        prop_assert_eq!(told.iter().collect::<BTreeSet<_>>(), mine.iter().collect::<BTreeSet<_>>());
+                        for tab in &told {
+                            model.end(&user, tab, now, "offline");
+                        }
+                        prop_assert_eq!(gone, usize::from(!mine.is_empty() && !model.has(&user)));
+                    } else {
+                        prop_assert_eq!(gone, 0);
+                        for tab in mine {
+                            let state = model.sessions.get_mut(&(user.clone(), tab)).unwrap();
+                            (state.lease, state.lingering) = (state.lease.min(now + linger), true);
+                        }
+                    }
+                }
+            }
+            // The events are those of the model, with ids that have no holes.
+            for event in &heard.events {
+                let event: serde_json::Value = serde_json::from_str(event).unwrap();
+                prop_assert_eq!(&event, &model.events[published]);
+                published += 1;
+            }
+            prop_assert_eq!(published, model.events.len());
+            prop_assert_eq!(space.last_id(), (1000, published as u64));
+            // A replica that applies the effects is told the same events and is the same.
+            if !heard.batch.is_empty() {
+                let mut echo = Heard::default();
+                let mut retention = RETENTION;
+                for effect in codec::decode(&heard.batch) {
+                    replica.apply(b"lobby", &effect.unwrap(), &mut retention, &mut echo).unwrap();
+                }
+                prop_assert_eq!(&echo.events, &heard.events);
+                prop_assert_eq!(&echo.batch, &heard.batch);
+            }
+            prop_assert_eq!(dump(&space), dump(&replica));
+            compare(&space, &model, now);
+            compare(&replica, &model, now);
+            // No lease ends before the space says that there may be something to do.
+            if let Some(first) = model.sessions.values().map(|state| state.lease).min() {
+                prop_assert!(space.next_due(RETENTION) <= first);
+            }
+            let texts: Vec<&str> = space.history().into_iter()
+                .flat_map(|history| history.newest(space.kept_events(now, RETENTION))).map(|(_, t)| text(t)).collect();
+            let skip = model.events.len().saturating_sub(20);
+            let expected: Vec<&serde_json::Value> = model.events[skip..].iter()
+                .filter(|event| event["at"].as_u64().unwrap() + 60 > now).collect();
+            if space.is_closed() {
+                prop_assert!(texts.len() >= expected.len().max(1));
+            } else {
+                prop_assert_eq!(texts.len(), expected.len());
+            }
+        }
+        // In the end everybody lapses, and then nothing is left of the space.
+        now += 1000;
+        let at = At { space: b"lobby", now, limits };
+        let swept = space.sweep(at, &mut Silent, &mut || true);
+        prop_assert!(!swept.more);
+        prop_assert_eq!(space.stored(), (0, 0));
+        // … and its history, which no sweep had trimmed in between.
+        now += RETENTION.ttl;
+        space.sweep(At { now, ..at }, &mut Silent, &mut || true);
+        prop_assert!(space.is_spent(now, RETENTION));
+        if !space.is_closed() {
+            prop_assert_eq!(space.heap_bytes(), 0);
+        }
+    }
+}
+
+/// The sessions of a user that a change has first ended because their leases were over, in the
+/// order in which it told so. That all of them are among these, the comparison shows.
+fn lapsed_in_order(heard: &Heard, user: &str, model: &Model, now: u64) -> Vec<(String, String)> {
+    let mut told = Vec::new();
+    for event in &heard.events {
+        let event: serde_json::Value = serde_json::from_str(event).unwrap();
+        let session = event["session"].as_str().unwrap_or("").to_owned();
+        let state = model.sessions.get(&(user.to_owned(), session.clone()));
+        let is_over = state.is_some_and(|state| state.lease <= now);
+        let ends = event["type"] == "remove" || event["type"] == "leave";
+        if event["user"] == user && ends && is_over && !told.iter().any(|(other, _)| *other == session) {
+            let reason = if state.is_some_and(|state| state.lingering) { "offline" } else { "timeout" };
+            told.push((session, reason.to_owned()));
+        }
+    }
+    told
+}
+
+#[test]
+fn a_renewal_moves_nothing_and_memory_stays() {
+    let limits = Limits { sessions_per_user: 1024, users: 0, retention: RETENTION };
+    let mut space = Space::new(1);
+    let names: Vec<String> = (0..20_000).map(|n| format!("user{n}")).collect();
+    for name in &names {
+        let at = At { space: b"s", now: 1, limits };
+        space.online(at, (name, ""), 30_000, MetaChange::Keep, Condition::Always, || true, &mut Silent).unwrap();
+    }
+    let before = space.heap_bytes();
+    for now in 2..12 {
+        for name in &names {
+            let at = At { space: b"s", now, limits };
+            let lease = 30_000 + now;
+            space.online(at, (name, ""), lease, MetaChange::Keep, Condition::Always, || false, &mut Silent).unwrap();
+        }
+    }
+    assert_eq!(space.heap_bytes(), before);
+    assert_eq!(space.next_due(RETENTION), 61.min(30_000), "the order has not been touched");
+    assert_eq!(space.counts(30_010), (20_000, 20_000));
+    assert_eq!(space.counts(30_011), (0, 0));
+}
+
+#[test]
+fn admission_is_all_or_none() {
+    let limits = Limits { sessions_per_user: 2, users: 2, retention: RETENTION };
+    let at = At { space: b"s", now: 1, limits };
+    let mut space = Space::new(1);
+    let many = |space: &mut Space, list: &[(&str, &str)], memory| {
+        space.online_many(at, list, 100, || memory, &mut Silent)
+    };
+    assert_eq!(many(&mut space, &[("a", "1"), ("a", "1"), ("b", "")], true), Ok(2));
+    assert_eq!(many(&mut space, &[("a", "2"), ("c", "")], true), Err(Refusal::Users));
+    assert_eq!(many(&mut space, &[("a", "2"), ("a", "3")], true), Err(Refusal::SessionsPerUser));
+    assert_eq!(many(&mut space, &[("a", "1"), ("a", "2")], false), Err(Refusal::NoMemory));
+    assert_eq!(space.stored(), (2, 2));
+    assert_eq!(many(&mut space, &[("a", "1"), ("b", "")], false), Ok(0), "renewals need no memory");
+    assert!(space.close(at, 10, &mut Silent));
+    assert!(!space.close(at, 10, &mut Silent));
+    assert_eq!(many(&mut space, &[("a", "1")], true), Err(Refusal::Closed));
+    assert_eq!(space.message(at, "a", "", "x", &mut Silent), None);
+}
