@@ -56,10 +56,9 @@ impl Agenda {
     }
 
     fn find(&self, table: usize, name: &[u8]) -> Option<u32> {
-        self.tables
-            .get(table)?
-            .names
-            .find(hash_of(name, b""), |id| self.entries.get(id).is_some_and(|entry| *entry.name == *name))
+        self.tables.get(table)?.names.find(hash_of(name, b""), |id| {
+            self.entries.get(id).is_some_and(|entry| *entry.name == *name)
+        })
     }
 
     /// Files a space under the moment from which it may have something to do (unix ms).

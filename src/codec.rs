@@ -9,7 +9,6 @@
 use crate::json;
 use crate::space::Effect;
 use bincode::Options;
-use serde::{Deserialize, Serialize};
 
 const VERSION: u8 = 1;
 
@@ -87,9 +86,12 @@ fn decode_one(bytes: &[u8]) -> Result<(Effect<'_>, &[u8]), Error> {
     let end = header.saturating_add(length as usize);
     let (effect, after) = (bytes.get(header..end), bytes.get(end..));
     let (effect, after) = effect.zip(after).ok_or(Error::Malformed)?;
-    let effect: Effect = options().reject_trailing_bytes().deserialize(effect).map_err(malformed)?;
+    let effect: Effect =
+        options().reject_trailing_bytes().deserialize(effect).map_err(malformed)?;
     let json = match effect {
-        Effect::Online { meta, .. } | Effect::Update { meta, .. } | Effect::Session { meta, .. } => meta,
+        Effect::Online { meta, .. }
+        | Effect::Update { meta, .. }
+        | Effect::Session { meta, .. } => meta,
         Effect::Event { text, .. } => Some(text),
         _ => None,
     };
@@ -109,7 +111,13 @@ mod tests {
         vec![
             Effect::Begin { epoch: 1 << 41, seq: 300, closed_until: 0 },
             Effect::Keep { length: 128, ttl: 60_000 },
-            Effect::Online { user: "alice", session: "", lease: 9, at: 3, meta: Some("{\"a\":[1]}") },
+            Effect::Online {
+                user: "alice",
+                session: "",
+                lease: 9,
+                at: 3,
+                meta: Some("{\"a\":[1]}"),
+            },
             Effect::Lease { user: "a\0b", session: "s", lease: u64::MAX, lingering: true },
             Effect::Update { user: "alice", session: "é", at: 4, meta: None },
             Effect::Offline { user: "alice", session: "", at: 5, reason: Reason::Timeout },
@@ -118,7 +126,13 @@ mod tests {
             Effect::Close { at: 7, until: 8 },
             Effect::Trim { keep: 0 },
             Effect::Session {
-                user: "u", session: "v", lease: 1, joined_at: 2, since: 1, lingering: false, meta: Some("null"),
+                user: "u",
+                session: "v",
+                lease: 1,
+                joined_at: 2,
+                since: 1,
+                lingering: false,
+                meta: Some("null"),
             },
             Effect::Event { at: 1, text: "{\"id\":\"1-1\"}" },
         ]
@@ -148,7 +162,10 @@ mod tests {
         assert_eq!(first(&[VERSION + 1, 1]), Some(Error::Version));
         assert_eq!(first(&[VERSION, 0]), Some(Error::Malformed), "an empty effect");
         assert_eq!(first(&[VERSION, 1, 200]), Some(Error::Malformed), "an unknown effect");
-        assert_eq!(first(&batch(&[Effect::Event { at: 1, text: "no json" }])), Some(Error::Malformed));
+        assert_eq!(
+            first(&batch(&[Effect::Event { at: 1, text: "no json" }])),
+            Some(Error::Malformed)
+        );
         let mut bytes = batch(&[Effect::Trim { keep: 0 }]);
         bytes[1] += 1;
         bytes.push(0);

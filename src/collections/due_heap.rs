@@ -26,6 +26,7 @@ pub struct DueHeap {
 }
 
 impl DueHeap {
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.len
     }

@@ -35,6 +35,7 @@ pub struct HashIndex {
 }
 
 impl HashIndex {
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.len
     }
@@ -94,7 +95,9 @@ impl HashIndex {
     /// Replaces one filed number by another of the same hash.
     pub fn replace(&mut self, hash: u64, old: u32, new: u32) {
         let at = self.table_of(hash);
-        if let Some(entry) = self.tables.get_mut(at).and_then(|table| table.find_mut(hash, |id| *id == old)) {
+        if let Some(entry) =
+            self.tables.get_mut(at).and_then(|table| table.find_mut(hash, |id| *id == old))
+        {
             *entry = new;
         }
     }

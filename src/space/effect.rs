@@ -18,7 +18,13 @@ pub enum Effect<'a> {
     /// The history settings under which the events of this batch are kept.
     Keep { length: u64, ttl: u64 },
     /// A session began: `join` or `add`.
-    Online { user: &'a str, session: &'a str, lease: Timestamp, at: Timestamp, meta: Option<&'a str> },
+    Online {
+        user: &'a str,
+        session: &'a str,
+        lease: Timestamp,
+        at: Timestamp,
+        meta: Option<&'a str>,
+    },
     /// A session's lease, and whether it lingers, are now so. No event.
     Lease { user: &'a str, session: &'a str, lease: Timestamp, lingering: bool },
     /// A session's metadata is now so: `update`.
@@ -51,7 +57,10 @@ impl Effect<'_> {
     /// Whether applying it makes an event, which the history settings concern.
     pub fn makes_event(&self) -> bool {
         use Effect::*;
-        matches!(self, Online { .. } | Update { .. } | Offline { .. } | Message { .. } | Close { .. })
+        matches!(
+            self,
+            Online { .. } | Update { .. } | Offline { .. } | Message { .. } | Close { .. }
+        )
     }
 }
 
@@ -61,6 +70,8 @@ pub trait Sink {
     fn effect(&mut self, effect: &Effect<'_>);
     /// An event happened; the text is what subscribers get.
     fn event(&mut self, kind: Kind, reason: Option<Reason>, text: &[u8]);
+    /// A lease that ended so many ms ago is noticed now.
+    fn lapsed(&mut self, _ms_ago: u64) {}
 }
 
 /// Reports to nobody.

@@ -85,7 +85,9 @@ impl<'a> User<'a> {
 
     /// When the user came online (unix ms).
     pub fn joined_at(&self) -> Timestamp {
-        self.members.group(self.anchor).map_or(self.anchor.record.joined_at(), |group| group.joined_at)
+        self.members
+            .group(self.anchor)
+            .map_or(self.anchor.record.joined_at(), |group| group.joined_at)
     }
 
     /// The live sessions.
@@ -93,7 +95,8 @@ impl<'a> User<'a> {
         let (members, now) = (self.members, self.now);
         let group = members.group(self.anchor);
         let alone = if group.is_none() { Some(&self.anchor.record) } else { None };
-        let several = group.into_iter().flat_map(|group| &group.slots).filter_map(|id| members.record(*id));
+        let several =
+            group.into_iter().flat_map(|group| &group.slots).filter_map(|id| members.record(*id));
         alone.into_iter().chain(several).filter(move |record| record.is_live(now))
     }
 }
@@ -143,9 +146,7 @@ impl Members {
         if slot.group == NONE {
             return None;
         }
-        indexes
-            .by_session
-            .find(hash_of(user, session), |id| self.slots.get(id).is_some_and(is_it))
+        indexes.by_session.find(hash_of(user, session), |id| self.slots.get(id).is_some_and(is_it))
     }
 
     /// The slots of all sessions of the user whose anchor this is, live or not.
@@ -154,11 +155,6 @@ impl Members {
             Some(group) => group.slots.clone(),
             None => vec![anchor],
         }
-    }
-
-    /// How many sessions the user has, live or not.
-    pub fn count_of(&self, anchor: u32) -> usize {
-        self.slots.get(anchor).and_then(|slot| self.group(slot)).map_or(1, |group| group.slots.len())
     }
 
     /// The user at this anchor, or none where the slot is not an anchor or nothing of it is live.
@@ -220,7 +216,9 @@ impl Members {
                 indexes.by_user.insert(user_hash(slots, id), id, |other| user_hash(slots, other));
             }
             for id in to_file.into_iter().flatten() {
-                indexes.by_session.insert(session_hash(slots, id), id, |other| session_hash(slots, other));
+                indexes
+                    .by_session
+                    .insert(session_hash(slots, id), id, |other| session_hash(slots, other));
             }
             indexes.leases.push(lease, id, &mut self.slots);
         } else if self.slots.len() > FEW {
@@ -252,7 +250,9 @@ impl Members {
                 indexes.by_user.insert(user_hash(slots, id), id, |other| user_hash(slots, other));
             }
             if group.is_some() {
-                indexes.by_session.insert(session_hash(slots, id), id, |other| session_hash(slots, other));
+                indexes
+                    .by_session
+                    .insert(session_hash(slots, id), id, |other| session_hash(slots, other));
             }
             indexes.leases.push(lease, id, &mut self.slots);
         }
@@ -269,10 +269,15 @@ impl Members {
             indexes.leases.remove(filed, &mut self.slots);
             if group != NONE {
                 let slots = &self.slots;
-                indexes.by_session.remove(session, |other| other == id, |other| session_hash(slots, other));
+                indexes.by_session.remove(
+                    session,
+                    |other| other == id,
+                    |other| session_hash(slots, other),
+                );
             }
         }
-        let (was_anchor, heir) = match self.groups.as_mut().and_then(|groups| groups.get_mut(group)) {
+        let (was_anchor, heir) = match self.groups.as_mut().and_then(|groups| groups.get_mut(group))
+        {
             Some(group) => {
                 let was_anchor = group.slots.first() == Some(&id);
                 group.slots.retain(|other| *other != id);
@@ -417,7 +422,10 @@ impl Members {
                 // Counted once, at the anchor.
                 Some(group) => {
                     group.slots.first() == Some(&id)
-                        && group.slots.iter().all(|id| self.record(*id).is_some_and(|record| !record.is_live(now)))
+                        && group
+                            .slots
+                            .iter()
+                            .all(|id| self.record(*id).is_some_and(|record| !record.is_live(now)))
                 }
             };
             users += usize::from(gone);
@@ -432,7 +440,9 @@ impl Members {
     /// Bytes on the heap, in constant time.
     pub fn heap_bytes(&self) -> usize {
         let groups = self.groups.as_ref().map_or(0, |groups| {
-            size_of::<Slab<Group>>() + groups.heap_bytes() + groups.len() * super::allocated(4 * size_of::<u32>())
+            size_of::<Slab<Group>>()
+                + groups.heap_bytes()
+                + groups.len() * super::allocated(4 * size_of::<u32>())
         });
         let indexes = self.indexes.as_ref().map_or(0, |indexes| {
             size_of::<Indexes>()

@@ -178,6 +178,24 @@ impl Space {
         }
     }
 
+    /// The events after `after` that are kept at `now`, oldest first, and whether some are
+    /// missing: no longer kept, or `after` is not an id of this life of the space. (0, 0) is
+    /// before the first event of any life.
+    pub fn events_after(
+        &self,
+        after: (u64, u64),
+        now: Timestamp,
+        retention: Retention,
+    ) -> (bool, impl Iterator<Item = &[u8]>) {
+        let kept = self.kept_events(now, retention);
+        let is_ours = after == (0, 0) || (after.0 == self.epoch && after.1 <= self.seq);
+        // How many events there were after it; of another life's, all.
+        let since = if is_ours { self.seq - after.1 } else { self.seq };
+        let since = usize::try_from(since).unwrap_or(usize::MAX);
+        let events = self.history().map(|history| history.newest(kept.min(since)));
+        (!is_ours || since > kept, events.into_iter().flatten().map(|(_, text)| text))
+    }
+
     /// Nobody is here and nothing is kept: the key can go.
     pub fn is_spent(&self, now: Timestamp, retention: Retention) -> bool {
         if self.is_closed() {
@@ -217,7 +235,8 @@ impl Space {
                 meta: record.meta().map(text),
             });
         }
-        for (at, event) in self.history().into_iter().flat_map(|history| history.newest(usize::MAX)) {
+        for (at, event) in self.history().into_iter().flat_map(|history| history.newest(usize::MAX))
+        {
             tell(&Effect::Event { at, text: text(event) });
         }
     }
@@ -293,16 +312,16 @@ impl Space {
         self.session_event(at, kind, &record, Some(reason), sink);
     }
 
-    fn set_lease<S: Sink>(&mut self, id: u32, lease: Timestamp, lingering: bool, sink: &mut S) {
+    fn set_lease<S: Sink>(
+        &mut self,
+        id: u32,
+        (user, session): (&str, &str),
+        lease: Timestamp,
+        lingering: bool,
+        sink: &mut S,
+    ) {
         self.members.set_lease(id, lease, lingering);
-        if let Some(record) = self.members.record(id) {
-            sink.effect(&Effect::Lease {
-                user: text(record.user()),
-                session: text(record.session()),
-                lease,
-                lingering,
-            });
-        }
+        sink.effect(&Effect::Lease { user, session, lease, lingering });
     }
 
     fn update_meta<S: Sink>(&mut self, at: At, id: u32, meta: Text, sink: &mut S) {
@@ -387,15 +406,17 @@ impl Space {
         let Some(anchor) = self.members.anchor(user.as_bytes()) else { return };
         // The anchor last: while it stays, the others keep their slots.
         for id in self.members.sessions_of(anchor).into_iter().rev() {
-            if let Some(reason) = self.lapse_reason(id, at.now) {
-                self.end_session(at, id, reason, sink);
-            }
+            self.end_if_lapsed(at, id, sink);
         }
     }
 
-    fn lapse_reason(&self, id: u32, now: Timestamp) -> Option<Reason> {
-        let record = self.members.record(id).filter(|record| !record.is_live(now))?;
-        Some(if record.is_lingering() { Reason::Offline } else { Reason::Timeout })
+    fn end_if_lapsed<S: Sink>(&mut self, at: At, id: u32, sink: &mut S) {
+        let Some(record) = self.members.record(id).filter(|record| !record.is_live(at.now)) else {
+            return;
+        };
+        sink.lapsed(at.now - record.lease());
+        let reason = if record.is_lingering() { Reason::Offline } else { Reason::Timeout };
+        self.end_session(at, id, reason, sink);
     }
 
     /// Whether sessions that are not there yet may come in; `new` names them.
@@ -464,7 +485,7 @@ impl Space {
             if condition == Condition::IfAbsent {
                 return Ok(None);
             }
-            self.set_lease(id, lease, false, sink);
+            self.set_lease(id, (user, session), lease, false, sink);
             if let MetaChange::To(meta) = meta {
                 let current = self.members.record(id).and_then(Record::meta);
                 if current != meta.map(str::as_bytes) {
@@ -513,8 +534,10 @@ impl Space {
             // that was found is good as long as nobody new is in the list.
             let place = if new.is_empty() { place } else { self.live(user, session, at.now) };
             match place {
-                Some(id) => self.set_lease(id, lease, false, sink),
-                None => came_online += usize::from(self.enter(at, (user, session), lease, None, sink)),
+                Some(id) => self.set_lease(id, (user, session), lease, false, sink),
+                None => {
+                    came_online += usize::from(self.enter(at, (user, session), lease, None, sink))
+                }
             }
         }
         Ok(came_online)
@@ -546,8 +569,10 @@ impl Space {
         for id in ids.into_iter().rev() {
             if linger == 0 {
                 self.end_session(at, id, Reason::Offline, sink);
-            } else if let Some(lease) = self.members.record(id).map(Record::lease) {
-                self.set_lease(id, lease.min(at.now.saturating_add(linger)), true, sink);
+            } else if let Some(record) = self.members.record(id) {
+                let lease = record.lease().min(at.now.saturating_add(linger));
+                let session = record.session().to_vec();
+                self.set_lease(id, (user, text(&session)), lease, true, sink);
             }
         }
         usize::from(self.members.anchor(user.as_bytes()).is_none())
@@ -590,8 +615,7 @@ impl Space {
         loop {
             match self.members.next_lapsed(at.now, may_go_on) {
                 Ok(Some(id)) => {
-                    let reason = self.lapse_reason(id, at.now).unwrap_or(Reason::Timeout);
-                    self.end_session(at, id, reason, sink);
+                    self.end_if_lapsed(at, id, sink);
                     ended += 1;
                 }
                 Ok(None) => break,
@@ -641,7 +665,7 @@ impl Space {
             }
             Effect::Lease { user, session, lease, lingering } => {
                 let id = find(&self.members, user, session)?;
-                self.set_lease(id, lease, lingering, sink);
+                self.set_lease(id, (user, session), lease, lingering, sink);
             }
             Effect::Update { user, session, at: now, meta } => {
                 let id = find(&self.members, user, session)?;

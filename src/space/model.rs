@@ -7,13 +7,31 @@ use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Debug)]
 enum Op {
-    Online { who: (usize, usize), ttl: u64, meta: Option<Option<u8>>, condition: u8 },
-    OnlineMany { who: Vec<(usize, usize)>, ttl: u64 },
-    Offline { user: usize, session: Option<usize>, linger: u64 },
-    Message { user: usize },
+    Online {
+        who: (usize, usize),
+        ttl: u64,
+        meta: Option<Option<u8>>,
+        condition: u8,
+    },
+    OnlineMany {
+        who: Vec<(usize, usize)>,
+        ttl: u64,
+    },
+    Offline {
+        user: usize,
+        session: Option<usize>,
+        linger: u64,
+    },
+    Message {
+        user: usize,
+    },
     Wait(u64),
-    Sweep { steps: usize },
-    Grace { by: u64 },
+    Sweep {
+        steps: usize,
+    },
+    Grace {
+        by: u64,
+    },
     Close,
     /// Save and load, by way of bytes.
     Reload,
@@ -63,7 +81,14 @@ impl Model {
         self.sessions.keys().any(|(other, _)| other == user)
     }
 
-    fn note(&mut self, kind: &str, user: &str, session: &str, now: u64, details: serde_json::Value) {
+    fn note(
+        &mut self,
+        kind: &str,
+        user: &str,
+        session: &str,
+        now: u64,
+        details: serde_json::Value,
+    ) {
         let mut event = serde_json::json!({
             "id": format!("1000-{}", self.events.len() + 1),
             "space": "lobby", "type": kind, "user": user, "users": self.users(), "at": now,
@@ -85,7 +110,14 @@ impl Model {
         details
     }
 
-    fn enter(&mut self, user: &str, session: &str, now: u64, lease: u64, meta: Option<String>) -> usize {
+    fn enter(
+        &mut self,
+        user: &str,
+        session: &str,
+        now: u64,
+        lease: u64,
+        meta: Option<String>,
+    ) -> usize {
         let first = !self.has(user);
         if first {
             self.since.insert(user.into(), now);
@@ -407,8 +439,13 @@ fn lapsed_in_order(heard: &Heard, user: &str, model: &Model, now: u64) -> Vec<(S
         let state = model.sessions.get(&(user.to_owned(), session.clone()));
         let is_over = state.is_some_and(|state| state.lease <= now);
         let ends = event["type"] == "remove" || event["type"] == "leave";
-        if event["user"] == user && ends && is_over && !told.iter().any(|(other, _)| *other == session) {
-            let reason = if state.is_some_and(|state| state.lingering) { "offline" } else { "timeout" };
+        if event["user"] == user
+            && ends
+            && is_over
+            && !told.iter().any(|(other, _)| *other == session)
+        {
+            let reason =
+                if state.is_some_and(|state| state.lingering) { "offline" } else { "timeout" };
             told.push((session, reason.to_owned()));
         }
     }
@@ -422,14 +459,34 @@ fn a_renewal_moves_nothing_and_memory_stays() {
     let names: Vec<String> = (0..20_000).map(|n| format!("user{n}")).collect();
     for name in &names {
         let at = At { space: b"s", now: 1, limits };
-        space.online(at, (name, ""), 30_000, MetaChange::Keep, Condition::Always, || true, &mut Silent).unwrap();
+        space
+            .online(
+                at,
+                (name, ""),
+                30_000,
+                MetaChange::Keep,
+                Condition::Always,
+                || true,
+                &mut Silent,
+            )
+            .unwrap();
     }
     let before = space.heap_bytes();
     for now in 2..12 {
         for name in &names {
             let at = At { space: b"s", now, limits };
             let lease = 30_000 + now;
-            space.online(at, (name, ""), lease, MetaChange::Keep, Condition::Always, || false, &mut Silent).unwrap();
+            space
+                .online(
+                    at,
+                    (name, ""),
+                    lease,
+                    MetaChange::Keep,
+                    Condition::Always,
+                    || false,
+                    &mut Silent,
+                )
+                .unwrap();
         }
     }
     assert_eq!(space.heap_bytes(), before);

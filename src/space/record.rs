@@ -26,8 +26,15 @@ pub struct Record(Box<[u8]>);
 impl Record {
     /// Names are at most [`super::MAX_NAME_BYTES`] long; longer ones are cut, which the callers
     /// prevent by checking first.
-    pub fn new(user: &str, session: &str, lease: Timestamp, joined_at: Timestamp, meta: Text) -> Self {
-        let mut bytes = Vec::with_capacity(NAMES + user.len() + session.len() + meta.map_or(0, str::len));
+    pub fn new(
+        user: &str,
+        session: &str,
+        lease: Timestamp,
+        joined_at: Timestamp,
+        meta: Text,
+    ) -> Self {
+        let mut bytes =
+            Vec::with_capacity(NAMES + user.len() + session.len() + meta.map_or(0, str::len));
         bytes.extend_from_slice(&lease.to_le_bytes());
         bytes.extend_from_slice(&joined_at.to_le_bytes());
         bytes.extend_from_slice(&(user.len() as u16 & !LINGERING).to_le_bytes());

@@ -1,0 +1,58 @@
+//! `PRESENCE.CLOSE`: the end of a space.
+
+use super::parse::Times;
+use crate::server::call::Call;
+use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
+use crate::server::error::Outcome;
+use crate::server::settings;
+use crate::space::At;
+
+pub struct Close;
+
+impl Command for Close {
+    const SPEC: Spec = Spec {
+        name: "presence.close",
+        summary: "Ends a space: everybody is gone, and for a time nobody can come back.",
+        complexity: "O(N), N being the sessions of the space.",
+        since: "0.1.0",
+        arity: -2,
+        access: Access::Deletes,
+        flags: "",
+        categories: "",
+        args: &[
+            SPACE,
+            ArgSpec::new(
+                "closed-for",
+                ArgKind::OneOf(&[
+                    ArgSpec::new("seconds", ArgKind::Integer).after("EX"),
+                    ArgSpec::new("milliseconds", ArgKind::Integer).after("PX"),
+                ]),
+            )
+            .optional(),
+        ],
+    };
+
+    fn run(call: &Call) -> Outcome {
+        let mut args = call.args();
+        let name = args.required()?;
+        let mut times = Times::new("presence.close");
+        while args.left() > 0 {
+            if !times.take(&mut args, call.now, false)? {
+                return Err(args.unknown_option());
+            }
+        }
+        let usual = call.now.saturating_add(settings::retention().ttl);
+        let until = times.until().unwrap_or(usual);
+
+        let Some(mut key) = call.change(name)? else {
+            call.ctx.reply_integer(0);
+            return Ok(());
+        };
+        let mut journal = key.journal();
+        let at = At { space: name.bytes(), now: call.now, limits: settings::limits() };
+        let closed = key.space().close(at, until, &mut journal);
+        key.commit(&journal);
+        call.ctx.reply_integer(i64::from(closed));
+        Ok(())
+    }
+}

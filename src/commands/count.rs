@@ -1,0 +1,33 @@
+//! `PRESENCE.COUNT`: how many users are online, or sessions live.
+
+use crate::server::call::Call;
+use crate::server::command::{Access, ArgSpec, Command, Spec, SPACE};
+use crate::server::error::Outcome;
+
+pub struct Count;
+
+impl Command for Count {
+    const SPEC: Spec = Spec {
+        name: "presence.count",
+        summary: "Tells how many users are online in a space, or how many sessions are live.",
+        complexity: "O(1) while the sweep keeps up.",
+        since: "0.1.0",
+        arity: -2,
+        access: Access::Reads,
+        flags: "fast",
+        categories: "fast",
+        args: &[SPACE, ArgSpec::word("sessions", "SESSIONS").optional()],
+    };
+
+    fn run(call: &Call) -> Outcome {
+        let mut args = call.args();
+        let name = args.required()?;
+        let sessions = args.take_word("SESSIONS");
+        if args.left() > 0 {
+            return Err(args.unknown_option());
+        }
+        let counts = call.read(name)?.map_or((0, 0), |space| space.counts(call.now));
+        call.ctx.reply_count(if sessions { counts.1 } else { counts.0 });
+        Ok(())
+    }
+}

@@ -1,0 +1,101 @@
+//! `PRESENCE.EVENTS`: what happened in a space, and what happens next.
+
+use super::parse;
+use crate::server::args::{integer, set_once};
+use crate::server::call::Call;
+use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
+use crate::server::context::Context;
+use crate::server::error::{Error, Outcome};
+use crate::server::key::SpaceRef;
+use crate::server::settings;
+use crate::server::waiters::{self, Wait};
+
+pub struct Events;
+
+impl Command for Events {
+    const SPEC: Spec = Spec {
+        name: "presence.events",
+        summary:
+            "Tells the events of a space after an id, and waits for the next if there is none.",
+        complexity: "O(N), N being the events returned.",
+        since: "0.1.0",
+        arity: -2,
+        access: Access::Reads,
+        flags: "",
+        categories: "blocking",
+        args: &[
+            SPACE,
+            ArgSpec::new("id", ArgKind::String).after("AFTER").optional(),
+            ArgSpec::new("count", ArgKind::Integer).after("COUNT").optional(),
+            ArgSpec::new("milliseconds", ArgKind::Integer).after("BLOCK").optional(),
+        ],
+    };
+
+    fn run(call: &Call) -> Outcome {
+        let mut args = call.args();
+        let name = args.required()?;
+        let (mut after, mut count, mut block) = (None, None, None);
+        while args.left() > 0 {
+            if args.take_word("AFTER") {
+                let value = args.value_of("AFTER")?;
+                let value = if value == b"$" { None } else { Some(parse::event_id(value)?) };
+                set_once(&mut after, value, "AFTER")?;
+            } else if args.take_word("COUNT") {
+                let value = integer(args.value_of("COUNT")?).ok_or(Error::NOT_AN_INTEGER)?;
+                let value = usize::try_from(value).ok().filter(|value| *value > 0);
+                let value =
+                    value.ok_or_else(|| Error::syntax("COUNT takes a number of 1 or more"))?;
+                set_once(&mut count, value, "COUNT")?;
+            } else if args.take_word("BLOCK") {
+                let value = integer(args.value_of("BLOCK")?)
+                    .ok_or_else(|| Error::new("timeout is not an integer or out of range"))?;
+                if value < 0 {
+                    return Err(Error::new("timeout is negative"));
+                }
+                set_once(&mut block, value, "BLOCK")?;
+            } else {
+                return Err(args.unknown_option());
+            }
+        }
+        let space = call.read(name)?;
+        let last_id = space.as_ref().map_or((0, 0), |space| space.last_id());
+        let count = count.unwrap_or(usize::MAX);
+        // Without AFTER all that is kept is told, and nothing is said to be missing.
+        let after = after.map(|after| after.unwrap_or(last_id));
+        let wait = Wait { after, count };
+        if let Some(block) = block.filter(|_| !call.ctx.may_not_block()) {
+            if !has_news(space.as_ref(), &wait, call.now) {
+                drop(space);
+                waiters::wait(call.ctx, name, wait, block);
+                return Ok(());
+            }
+        }
+        reply(call.ctx, space.as_ref(), &wait, call.now);
+        Ok(())
+    }
+}
+
+/// Whether there is something to tell.
+fn has_news(space: Option<&SpaceRef>, wait: &Wait, now: u64) -> bool {
+    let Some(space) = space else { return wait.after.is_some_and(|after| after != (0, 0)) };
+    let (gap, mut events) = space.events_after(wait.from(), now, settings::retention());
+    (gap && wait.after.is_some()) || events.next().is_some()
+}
+
+/// The reply, as things are at `now`.
+pub fn reply(ctx: Context, space: Option<&SpaceRef>, wait: &Wait, now: u64) {
+    ctx.reply_map(3);
+    ctx.reply_bulk(b"id");
+    ctx.reply_id(space.map_or((0, 0), |space| space.last_id()));
+    ctx.reply_bulk(b"gap");
+    let Some(space) = space else {
+        ctx.reply_bool(wait.after.is_some_and(|after| after != (0, 0)));
+        ctx.reply_bulk(b"events");
+        ctx.reply_array(0);
+        return;
+    };
+    let (gap, events) = space.events_after(wait.from(), now, settings::retention());
+    ctx.reply_bool(gap && wait.after.is_some());
+    ctx.reply_bulk(b"events");
+    ctx.reply_array_of(|| events.take(wait.count).map(|text| ctx.reply_bulk(text)).count());
+}

@@ -1,0 +1,58 @@
+//! `PRESENCE.MESSAGE`: a text in the space's order of events.
+
+use super::parse;
+use crate::server::args::set_once;
+use crate::server::call::Call;
+use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
+use crate::server::error::Outcome;
+use crate::server::settings;
+use crate::space::At;
+
+pub struct Message;
+
+impl Command for Message {
+    const SPEC: Spec = Spec {
+        name: "presence.message",
+        summary: "Publishes a message as an event of the space.",
+        complexity: "O(1)",
+        since: "0.1.0",
+        arity: -4,
+        access: Access::Updates,
+        flags: "deny-oom fast",
+        categories: "fast",
+        args: &[
+            SPACE,
+            USER,
+            ArgSpec::new("message", ArgKind::String),
+            ArgSpec::new("session", ArgKind::String).after("SESSION").optional(),
+        ],
+    };
+
+    fn run(call: &Call) -> Outcome {
+        let mut args = call.args();
+        let name = args.required()?;
+        parse::new_space(name)?;
+        let user = parse::user(args.required()?.bytes())?;
+        let message = parse::message(args.required()?.bytes())?;
+        let mut session = None;
+        while args.left() > 0 {
+            if !args.take_word("SESSION") {
+                return Err(args.unknown_option());
+            }
+            let value = parse::session(args.value_of("SESSION")?)?;
+            set_once(&mut session, value, "SESSION")?;
+        }
+
+        let mut key = call.change_or_create(name)?;
+        let mut journal = key.journal();
+        let at = At { space: name.bytes(), now: call.now, limits: settings::limits() };
+        let session = session.unwrap_or("");
+        let id = key.space().message(at, user, session, message, &mut journal);
+        key.commit(&journal);
+        match id {
+            Some(id) => call.ctx.reply_id(id),
+            None => call.ctx.reply_null(),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,38 @@
+//! The commands, a file each: read the arguments, ask the space, hand on what happened, reply.
+
+mod apply;
+mod close;
+mod count;
+mod events;
+mod message;
+mod offline;
+mod online;
+mod parse;
+mod space;
+mod status;
+mod sweep;
+mod user;
+mod view;
+
+pub use events::reply as events_reply;
+
+use crate::server::context::Context;
+use crate::server::load::{register_all, row, Registration};
+
+const TABLE: [Registration; 11] = [
+    row::<online::Online>(),
+    row::<offline::Offline>(),
+    row::<status::Status>(),
+    row::<user::User>(),
+    row::<space::Space>(),
+    row::<count::Count>(),
+    row::<events::Events>(),
+    row::<message::Message>(),
+    row::<close::Close>(),
+    row::<apply::Apply>(),
+    row::<sweep::Sweep>(),
+];
+
+pub fn register(ctx: Context) -> bool {
+    register_all(ctx, &TABLE)
+}

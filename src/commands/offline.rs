@@ -1,0 +1,99 @@
+//! `PRESENCE.OFFLINE`: sessions end, at once or unless they come back soon.
+
+use super::parse::{self, Whom};
+use crate::server::args::{integer, set_once};
+use crate::server::call::Call;
+use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
+use crate::server::error::{Error, Outcome};
+use crate::server::settings;
+use crate::space::At;
+
+pub struct Offline;
+
+impl Command for Offline {
+    const SPEC: Spec = Spec {
+        name: "presence.offline",
+        summary: "Ends sessions of users, or cuts their leases to a time to linger.",
+        complexity: "O(log N) for each session that ends, N being the sessions of the space.",
+        since: "0.1.0",
+        arity: -3,
+        access: Access::Deletes,
+        flags: "fast",
+        categories: "fast",
+        args: &[
+            SPACE,
+            ArgSpec::new(
+                "who",
+                ArgKind::OneOf(&[
+                    ArgSpec::new(
+                        "one",
+                        ArgKind::Block(&[
+                            USER,
+                            ArgSpec::new("session", ArgKind::String).after("SESSION").optional(),
+                        ]),
+                    ),
+                    ArgSpec::new(
+                        "users",
+                        ArgKind::Block(&[
+                            ArgSpec::new("numusers", ArgKind::Integer).after("USERS"),
+                            USER.multiple(),
+                        ]),
+                    ),
+                    ArgSpec::new(
+                        "sessions",
+                        ArgKind::Block(&[
+                            ArgSpec::new("numsessions", ArgKind::Integer).after("SESSIONS"),
+                            ArgSpec::new(
+                                "pair",
+                                ArgKind::Block(&[USER, ArgSpec::new("session", ArgKind::String)]),
+                            )
+                            .multiple(),
+                        ]),
+                    ),
+                ]),
+            ),
+            ArgSpec::new("milliseconds", ArgKind::Integer).after("LINGER").optional(),
+        ],
+    };
+
+    fn run(call: &Call) -> Outcome {
+        let mut args = call.args();
+        let name = args.required()?;
+        let whom = parse::whom(&mut args)?;
+        let (mut session, mut linger) = (None, None);
+        let is_one = matches!(whom, Whom::One(_));
+        while args.left() > 0 {
+            if is_one && args.take_word("SESSION") {
+                let value = parse::session(args.value_of("SESSION")?)?;
+                set_once(&mut session, value, "SESSION")?;
+            } else if args.take_word("LINGER") {
+                let value = integer(args.value_of("LINGER")?).ok_or(Error::NOT_AN_INTEGER)?;
+                let value = u64::try_from(value).map_err(|_| {
+                    Error::new("LINGER is negative; it takes milliseconds, 0 or more")
+                })?;
+                set_once(&mut linger, value, "LINGER")?;
+            } else {
+                return Err(args.unknown_option());
+            }
+        }
+        let whom = match whom {
+            Whom::One(user) => vec![(user, session)],
+            Whom::Many(list) => list,
+        };
+
+        let Some(mut key) = call.change(name)? else {
+            call.ctx.reply_integer(0);
+            return Ok(());
+        };
+        let mut journal = key.journal();
+        let at = At { space: name.bytes(), now: call.now, limits: settings::limits() };
+        let linger = linger.unwrap_or(0);
+        let gone: usize = whom
+            .iter()
+            .map(|(user, session)| key.space().offline(at, user, *session, linger, &mut journal))
+            .sum();
+        key.commit(&journal);
+        call.ctx.reply_count(gone);
+        Ok(())
+    }
+}

@@ -1,0 +1,126 @@
+//! `PRESENCE.ONLINE`: a session is alive.
+
+use super::parse::{self, Times, Whom};
+use crate::server::args::set_once;
+use crate::server::call::Call;
+use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
+use crate::server::error::{Error, Outcome};
+use crate::server::settings;
+use crate::space::{At, Condition, MetaChange};
+
+pub struct Online;
+
+const TIMES: [ArgSpec; 4] = [
+    ArgSpec::new("seconds", ArgKind::Integer).after("EX"),
+    ArgSpec::new("milliseconds", ArgKind::Integer).after("PX"),
+    ArgSpec::new("unix-time-seconds", ArgKind::UnixTime).after("EXAT"),
+    ArgSpec::new("unix-time-milliseconds", ArgKind::UnixTime).after("PXAT"),
+];
+
+impl Command for Online {
+    const SPEC: Spec = Spec {
+        name: "presence.online",
+        summary: "Says that sessions of users are alive: creates them or renews their leases.",
+        complexity: "O(1) for each session.",
+        since: "0.1.0",
+        arity: -3,
+        access: Access::Updates,
+        flags: "fast",
+        categories: "fast",
+        args: &[
+            SPACE,
+            ArgSpec::new(
+                "who",
+                ArgKind::OneOf(&[
+                    ArgSpec::new(
+                        "one",
+                        ArgKind::Block(&[
+                            USER,
+                            ArgSpec::new("session", ArgKind::String).after("SESSION").optional(),
+                            ArgSpec::new("json", ArgKind::String).after("META").optional(),
+                        ]),
+                    ),
+                    ArgSpec::new(
+                        "users",
+                        ArgKind::Block(&[
+                            ArgSpec::new("numusers", ArgKind::Integer).after("USERS"),
+                            USER.multiple(),
+                        ]),
+                    ),
+                    ArgSpec::new(
+                        "sessions",
+                        ArgKind::Block(&[
+                            ArgSpec::new("numsessions", ArgKind::Integer).after("SESSIONS"),
+                            ArgSpec::new(
+                                "pair",
+                                ArgKind::Block(&[USER, ArgSpec::new("session", ArgKind::String)]),
+                            )
+                            .multiple(),
+                        ]),
+                    ),
+                ]),
+            ),
+            ArgSpec::new("lease", ArgKind::OneOf(&TIMES)).optional(),
+            ArgSpec::new(
+                "condition",
+                ArgKind::OneOf(&[ArgSpec::word("nx", "NX"), ArgSpec::word("xx", "XX")]),
+            )
+            .optional(),
+        ],
+    };
+
+    fn run(call: &Call) -> Outcome {
+        let mut args = call.args();
+        let name = args.required()?;
+        parse::new_space(name)?;
+        let whom = parse::whom(&mut args)?;
+        let (mut session, mut meta, mut condition) = (None, None, None);
+        let mut times = Times::new("presence.online");
+        let is_one = matches!(whom, Whom::One(_));
+        while args.left() > 0 {
+            if times.take(&mut args, call.now, true)? {
+                continue;
+            }
+            if is_one && args.take_word("SESSION") {
+                let value = parse::session(args.value_of("SESSION")?)?;
+                set_once(&mut session, value, "SESSION")?;
+            } else if is_one && args.take_word("META") {
+                let value = parse::meta(args.value_of("META")?)?;
+                set_once(&mut meta, value, "META")?;
+            } else if is_one && args.take_word("NX") {
+                set_once(&mut condition, Condition::IfAbsent, "NX")?;
+            } else if is_one && args.take_word("XX") {
+                set_once(&mut condition, Condition::IfPresent, "XX")?;
+            } else {
+                return Err(args.unknown_option());
+            }
+        }
+        let lease = times.lease(call.now)?;
+
+        let mut key = call.change_or_create(name)?;
+        let mut journal = key.journal();
+        let limits = settings::limits();
+        let at = At { space: name.bytes(), now: call.now, limits };
+        let has_memory = || call.ctx.has_memory();
+        let came_online = match &whom {
+            Whom::One(user) => {
+                let who = (*user, session.unwrap_or(""));
+                let meta = meta.map_or(MetaChange::Keep, MetaChange::To);
+                let condition = condition.unwrap_or(Condition::Always);
+                key.space().online(at, who, lease, meta, condition, has_memory, &mut journal)
+            }
+            Whom::Many(list) => {
+                let list: Vec<(&str, &str)> =
+                    list.iter().map(|(user, session)| (*user, session.unwrap_or(""))).collect();
+                key.space().online_many(at, &list, lease, has_memory, &mut journal).map(Some)
+            }
+        }
+        .map_err(|refusal| Error::from((refusal, &limits)))?;
+        key.commit(&journal);
+        match came_online {
+            Some(count) => call.ctx.reply_count(count),
+            None => call.ctx.reply_null(),
+        }
+        Ok(())
+    }
+}

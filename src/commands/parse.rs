@@ -1,0 +1,181 @@
+//! What several commands read in the same way.
+
+use crate::json;
+use crate::server::args::{integer, looks_like_a_count, Arg, Args};
+use crate::server::error::{quoted, Error};
+use crate::server::journal;
+use crate::server::settings::{self, ChannelMode};
+use crate::space::{Text, MAX_NAME_BYTES, MAX_TIMESTAMP};
+
+fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Error> {
+    std::str::from_utf8(bytes).map_err(|_| Error::new(format!("{what} is not UTF-8 text")))
+}
+
+fn bounded<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Error> {
+    if bytes.len() > MAX_NAME_BYTES {
+        return Err(Error::new(format!("{what} is longer than {MAX_NAME_BYTES} bytes")));
+    }
+    utf8(bytes, what)
+}
+
+pub fn user(bytes: &[u8]) -> Result<&str, Error> {
+    if bytes.is_empty() {
+        return Err(Error::new(format!("user is empty; it has 1 to {MAX_NAME_BYTES} bytes")));
+    }
+    bounded(bytes, "user")
+}
+
+pub fn session(bytes: &[u8]) -> Result<&str, Error> {
+    bounded(bytes, "session")
+}
+
+/// The name of a space that may come into being by this command: events carry it as text, and in
+/// sharded mode there must be a channel for it.
+pub fn new_space(name: Arg<'_>) -> Result<(), Error> {
+    let name = name.bytes();
+    utf8(name, "space")?;
+    if settings::channel_mode() == ChannelMode::Sharded
+        && settings::with_channel_prefix(|prefix| {
+            journal::channel(ChannelMode::Sharded, prefix, name)
+        })
+        .is_none()
+    {
+        return Err(Error::new(
+            "space has no sharded channel: its name is empty, has a } outside a hash tag or an empty hash tag",
+        ));
+    }
+    Ok(())
+}
+
+/// A message: any text.
+pub fn message(bytes: &[u8]) -> Result<&str, Error> {
+    let limit = settings::max_message_bytes();
+    if bytes.len() > limit {
+        return Err(Error::new(format!(
+            "message is longer than presence.max-message-bytes ({limit})"
+        )));
+    }
+    utf8(bytes, "message")
+}
+
+/// The id of an event, `<epoch>-<seq>`; the seq may be left out, as in streams, and is 0 then.
+pub fn event_id(bytes: &[u8]) -> Result<(u64, u64), Error> {
+    let number = |bytes: &[u8]| integer(bytes).and_then(|number| u64::try_from(number).ok());
+    let id = match bytes.iter().position(|byte| *byte == b'-') {
+        None => number(bytes).map(|epoch| (epoch, 0)),
+        Some(at) => {
+            let (epoch, seq) = (bytes.get(..at), bytes.get(at + 1..));
+            epoch.and_then(number).zip(seq.and_then(number))
+        }
+    };
+    id.ok_or_else(|| Error::new(format!("invalid event id {}", quoted(bytes))))
+}
+
+/// Metadata: a JSON value. `null` is none.
+pub fn meta(bytes: &[u8]) -> Result<Text<'_>, Error> {
+    let limit = settings::max_meta_bytes();
+    if bytes.len() > limit {
+        return Err(Error::new(format!("META is longer than presence.max-meta-bytes ({limit})")));
+    }
+    let text = utf8(bytes, "META")?;
+    json::check(text).map_err(|error| Error::new(format!("META is not a JSON value: {error}")))?;
+    Ok(Some(text).filter(|text| text.trim_matches([' ', '\t', '\r', '\n']) != "null"))
+}
+
+/// How long from a moment, or until when.
+pub struct Times {
+    /// The command, for the error.
+    command: &'static str,
+    until: Option<u64>,
+}
+
+impl Times {
+    pub fn new(command: &'static str) -> Self {
+        Times { command, until: None }
+    }
+
+    fn invalid(&self) -> Error {
+        Error::new(format!("invalid expire time in '{}' command", self.command))
+    }
+
+    /// Takes `EX`, `PX`, and where `absolute` also `EXAT` and `PXAT`, if one of them is next.
+    pub fn take(&mut self, args: &mut Args<'_>, now: u64, absolute: bool) -> Result<bool, Error> {
+        let (option, unit, base) = if args.take_word("EX") {
+            ("EX", 1000, now)
+        } else if args.take_word("PX") {
+            ("PX", 1, now)
+        } else if absolute && args.take_word("EXAT") {
+            ("EXAT", 1000, 0)
+        } else if absolute && args.take_word("PXAT") {
+            ("PXAT", 1, 0)
+        } else {
+            return Ok(false);
+        };
+        let value = integer(args.value_of(option)?).ok_or(Error::NOT_AN_INTEGER)?;
+        let until = u64::try_from(value)
+            .ok()
+            .filter(|value| *value > 0)
+            .and_then(|value| value.checked_mul(unit)?.checked_add(base))
+            .filter(|until| *until > now && *until <= MAX_TIMESTAMP)
+            .ok_or_else(|| self.invalid())?;
+        if self.until.replace(until).is_some() {
+            return Err(Error::syntax("more than one of EX, PX, EXAT, PXAT is given"));
+        }
+        Ok(true)
+    }
+
+    /// The moment that was given.
+    pub fn until(&self) -> Option<u64> {
+        self.until
+    }
+
+    /// The lease that was given or is usual; one that is too long is refused.
+    pub fn lease(&self, now: u64) -> Result<u64, Error> {
+        match self.until {
+            None => Ok(now.saturating_add(settings::lease_ttl_ms())),
+            Some(until) if until - now > settings::max_lease_ttl_ms() => Err(Error::new(format!(
+                "invalid expire time in '{}' command: longer than presence.max-lease-ttl-ms ({})",
+                self.command,
+                settings::max_lease_ttl_ms()
+            ))),
+            Some(until) => Ok(until),
+        }
+    }
+}
+
+/// Whom a command is about.
+pub enum Whom<'a> {
+    /// One user. `session` says which, and whether that was said.
+    One(&'a str),
+    /// `USERS n …` or `SESSIONS n …`. The session is none where only the user was named.
+    Many(Vec<(&'a str, Option<&'a str>)>),
+}
+
+/// Reads `user`, `USERS n user …` or `SESSIONS n user session …`. It is a list only where a number
+/// follows the word.
+pub fn whom<'a>(args: &mut Args<'a>) -> Result<Whom<'a>, Error> {
+    let counted = args.peek(1).is_some_and(looks_like_a_count);
+    let word = if counted && args.take_word("USERS") {
+        "USERS"
+    } else if counted && args.take_word("SESSIONS") {
+        "SESSIONS"
+    } else {
+        return Ok(Whom::One(user(args.required()?.bytes())?));
+    };
+    let width = if word == "USERS" { 1 } else { 2 };
+    let count = integer(args.value_of(word)?)
+        .and_then(|count| usize::try_from(count).ok())
+        .filter(|count| *count > 0)
+        .ok_or_else(|| Error::new(format!("{word} needs a count of 1 or more")))?;
+    if count.checked_mul(width).is_none_or(|wanted| wanted > args.left()) {
+        let what = if width == 1 { "users" } else { "pairs of user and session" };
+        return Err(Error::syntax(&format!("{word} {count} is followed by fewer {what}")));
+    }
+    let mut list = Vec::with_capacity(count);
+    for _ in 0..count {
+        let user = user(args.required()?.bytes())?;
+        let session = if width == 2 { Some(session(args.required()?.bytes())?) } else { None };
+        list.push((user, session));
+    }
+    Ok(Whom::Many(list))
+}

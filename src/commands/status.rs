@@ -1,0 +1,39 @@
+//! `PRESENCE.STATUS`: how many live sessions users have.
+
+use super::parse;
+use crate::server::call::Call;
+use crate::server::command::{Access, Command, Spec, SPACE, USER};
+use crate::server::error::Outcome;
+
+pub struct Status;
+
+impl Command for Status {
+    const SPEC: Spec = Spec {
+        name: "presence.status",
+        summary: "Tells how many live sessions each of the users has; 0 is offline.",
+        complexity: "O(1) for each user, and the number of a user's sessions.",
+        since: "0.1.0",
+        arity: -3,
+        access: Access::Reads,
+        flags: "fast",
+        categories: "fast",
+        args: &[SPACE, USER.multiple()],
+    };
+
+    fn run(call: &Call) -> Outcome {
+        let mut args = call.args();
+        let name = args.required()?;
+        let mut checked = args.clone();
+        while let Some(user) = checked.next() {
+            parse::user(user)?;
+        }
+        let space = call.read(name)?;
+        call.ctx.reply_array(args.left());
+        while let Some(user) = args.next() {
+            let user = space.as_ref().zip(parse::user(user).ok());
+            let user = user.and_then(|(space, user)| space.user(user, call.now));
+            call.ctx.reply_count(user.map_or(0, |user| user.sessions().count()));
+        }
+        Ok(())
+    }
+}

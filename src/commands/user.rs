@@ -1,0 +1,41 @@
+//! `PRESENCE.USER`: one user, with all sessions.
+
+use super::{parse, view};
+use crate::server::call::Call;
+use crate::server::command::{Access, Command, Spec, SPACE, USER};
+use crate::server::error::Outcome;
+
+pub struct User;
+
+impl Command for User {
+    const SPEC: Spec = Spec {
+        name: "presence.user",
+        summary: "Tells of one user: since when online, and with which sessions.",
+        complexity: "O(N), N being the user's sessions.",
+        since: "0.1.0",
+        arity: 3,
+        access: Access::Reads,
+        flags: "fast",
+        categories: "fast",
+        args: &[SPACE, USER],
+    };
+
+    fn run(call: &Call) -> Outcome {
+        let mut args = call.args();
+        let name = args.required()?;
+        let user = parse::user(args.required()?.bytes())?;
+        let space = call.read(name)?;
+        let Some(user) = space.as_ref().and_then(|space| space.user(user, call.now)) else {
+            call.ctx.reply_null();
+            return Ok(());
+        };
+        call.ctx.reply_map(3);
+        call.ctx.reply_bulk(b"status");
+        call.ctx.reply_bulk(b"online");
+        call.ctx.reply_bulk(b"joined_at");
+        call.ctx.reply_count(user.joined_at());
+        call.ctx.reply_bulk(b"sessions");
+        view::reply_sessions(call.ctx, &user);
+        Ok(())
+    }
+}

@@ -1,0 +1,27 @@
+//! How sessions look in replies.
+
+use crate::server::context::Context;
+use crate::space::{Record, User};
+
+/// An array of a user's live sessions, each a map.
+pub fn reply_sessions(ctx: Context, user: &User<'_>) {
+    ctx.reply_array(user.sessions().count());
+    for session in user.sessions() {
+        reply_session(ctx, session);
+    }
+}
+
+fn reply_session(ctx: Context, session: &Record) {
+    ctx.reply_map(4);
+    ctx.reply_bulk(b"session");
+    ctx.reply_bulk(session.session());
+    ctx.reply_bulk(b"joined_at");
+    ctx.reply_count(session.joined_at());
+    ctx.reply_bulk(b"expires_at");
+    ctx.reply_count(session.lease());
+    ctx.reply_bulk(b"meta");
+    match session.meta() {
+        Some(meta) => ctx.reply_bulk(meta),
+        None => ctx.reply_null(),
+    }
+}

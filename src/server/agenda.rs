@@ -1,0 +1,139 @@
+//! The process's agenda: which space is due next. And the epochs of spaces that were deleted in
+//! the very millisecond in which they were created.
+//!
+//! Thread-local because only the main thread uses it; a thread that had no business here would
+//! find an empty one. No borrow of it lasts across a call into the server.
+
+use crate::agenda::Agenda;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+#[derive(Default)]
+struct State {
+    current: Agenda,
+    /// The agenda of a dataset that is being loaded aside.
+    aside: Option<Agenda>,
+    /// The epochs of deleted spaces that a space created now could get again.
+    recent_epochs: BTreeMap<Vec<u8>, u64>,
+    /// No new epoch is earlier than this: what was flushed had no names.
+    epoch_floor: u64,
+    /// The space that was loaded last: its database, its name, when it is due.
+    loaded: Option<(i32, Vec<u8>, u64)>,
+}
+
+thread_local! {
+    static STATE: RefCell<State> = RefCell::default();
+    static LATEST_EPOCH: Cell<u64> = const { Cell::new(0) };
+}
+
+fn with<T>(use_it: impl FnOnce(&mut State) -> T) -> T {
+    STATE.with_borrow_mut(use_it)
+}
+
+/// Files a space under the moment from which it may have something to do.
+pub fn schedule(db: i32, name: &[u8], due: u64) {
+    with(|state| state.current.schedule(db, name, due));
+}
+
+pub fn forget(db: i32, name: &[u8]) {
+    with(|state| state.current.forget(db, name));
+}
+
+/// When the first space is due.
+pub fn next_due() -> Option<u64> {
+    with(|state| state.current.next_due())
+}
+
+/// The space that is due first, if it is due at `now`: since when, its database, its name.
+pub fn first_due(now: u64) -> Option<(u64, i32, Vec<u8>)> {
+    with(|state| {
+        let (due, db, name) = state.current.first()?;
+        (due <= now).then(|| (due, db, name.to_vec()))
+    })
+}
+
+pub fn backlog(now: u64) -> usize {
+    with(|state| state.current.backlog(now))
+}
+
+/// How many spaces are filed and an estimate of the bytes that takes.
+pub fn size() -> (usize, usize) {
+    with(|state| (state.current.len(), state.current.heap_bytes()))
+}
+
+/// A database was emptied, or all of them.
+pub fn flushed(db: Option<i32>) {
+    let latest = LATEST_EPOCH.get();
+    with(|state| {
+        match db {
+            Some(db) => state.current.forget_db(db),
+            None => state.current = Agenda::default(),
+        }
+        state.epoch_floor = state.epoch_floor.max(latest + 1);
+        state.recent_epochs.clear();
+    });
+}
+
+pub fn swapped(a: i32, b: i32) {
+    with(|state| state.current.swap_dbs(a, b));
+}
+
+/// A space is being loaded from an RDB. Whether it becomes a key shows `loaded`.
+pub fn loading(db: i32, name: &[u8], due: u64) {
+    with(|state| state.loaded = Some((db, name.to_vec(), due)));
+}
+
+/// A key was loaded from an RDB. `aside`: into a dataset that is not served yet.
+pub fn loaded(db: i32, name: &[u8], aside: bool) {
+    with(|state| {
+        if let Some((_, _, due)) = state.loaded.take_if(|(at, other, _)| *at == db && other == name)
+        {
+            let agenda =
+                if aside { state.aside.get_or_insert_default() } else { &mut state.current };
+            agenda.schedule(db, name, due);
+        }
+    });
+}
+
+/// A dataset begins to be loaded aside, or is given up.
+pub fn drop_aside() {
+    with(|state| state.aside = None);
+}
+
+/// The dataset that was loaded aside is now the one that is served.
+pub fn take_aside() {
+    with(|state| state.current = state.aside.take().unwrap_or_default());
+}
+
+/// The epoch for a space that is created at `now`: later than that of any space of this name that
+/// is gone.
+pub fn new_epoch(db: i32, name: &[u8], now: u64) -> u64 {
+    let epoch = with(|state| {
+        let mut epoch = now.max(state.epoch_floor);
+        if !state.recent_epochs.is_empty() {
+            state.recent_epochs.retain(|_, gone| *gone >= now);
+            if let Some(gone) = state.recent_epochs.get(&epoch_key(db, name)) {
+                epoch = epoch.max(gone + 1);
+            }
+        }
+        epoch
+    });
+    LATEST_EPOCH.set(LATEST_EPOCH.get().max(epoch));
+    epoch
+}
+
+/// A space was deleted.
+pub fn epoch_ended(db: i32, name: &[u8], epoch: u64, now: u64) {
+    if epoch >= now {
+        with(|state| {
+            let gone = state.recent_epochs.entry(epoch_key(db, name)).or_default();
+            *gone = epoch.max(*gone);
+        });
+    }
+}
+
+fn epoch_key(db: i32, name: &[u8]) -> Vec<u8> {
+    let mut key = db.to_le_bytes().to_vec();
+    key.extend_from_slice(name);
+    key
+}

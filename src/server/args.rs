@@ -1,0 +1,157 @@
+//! What a client sent, read one argument after the other.
+
+use super::error::{quoted, Error};
+use redis_module::raw;
+use std::marker::PhantomData;
+
+/// One argument: a string of the server.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Arg<'a>(*mut raw::RedisModuleString, PhantomData<&'a [u8]>);
+
+impl<'a> Arg<'a> {
+    /// # Safety
+    /// `string` is one of the server's and lives, unchanged, as long as `'a`.
+    pub unsafe fn from_raw(string: *mut raw::RedisModuleString) -> Self {
+        Arg(string, PhantomData)
+    }
+
+    pub fn raw(self) -> *mut raw::RedisModuleString {
+        self.0
+    }
+
+    pub fn bytes(self) -> &'a [u8] {
+        let mut length = 0;
+        // SAFETY: the string lives as long as `'a`, and so do its bytes.
+        unsafe {
+            let pointer = api!(RedisModule_StringPtrLen(self.0, &mut length));
+            if pointer.is_null() {
+                return &[];
+            }
+            std::slice::from_raw_parts(pointer.cast(), length)
+        }
+    }
+}
+
+/// A cursor over the arguments of a command, its name left out.
+#[derive(Clone)]
+pub struct Args<'a> {
+    args: &'a [Arg<'a>],
+    next: usize,
+}
+
+impl<'a> Args<'a> {
+    pub fn new(args: &'a [Arg<'a>]) -> Self {
+        Args { args, next: 1 }
+    }
+
+    /// How many are left.
+    pub fn left(&self) -> usize {
+        self.args.len().saturating_sub(self.next)
+    }
+
+    /// The next argument, for one that the arity says is there.
+    pub fn required(&mut self) -> Result<Arg<'a>, Error> {
+        self.next_arg().ok_or_else(|| Error::syntax("an argument is missing"))
+    }
+
+    fn next_arg(&mut self) -> Option<Arg<'a>> {
+        let arg = self.args.get(self.next)?;
+        self.next += 1;
+        Some(*arg)
+    }
+
+    /// The next argument's bytes.
+    pub fn next(&mut self) -> Option<&'a [u8]> {
+        self.next_arg().map(Arg::bytes)
+    }
+
+    /// The argument so many places ahead, which stays there; 0 is the next.
+    pub fn peek(&self, ahead: usize) -> Option<&'a [u8]> {
+        self.args.get(self.next + ahead).map(|arg| arg.bytes())
+    }
+
+    /// Takes the next argument if it is this word, in any case.
+    pub fn take_word(&mut self, word: &str) -> bool {
+        let is_it = self.peek(0).is_some_and(|arg| arg.eq_ignore_ascii_case(word.as_bytes()));
+        if is_it {
+            self.next += 1;
+        }
+        is_it
+    }
+
+    /// The value that belongs to an option that has just been taken.
+    pub fn value_of(&mut self, option: &str) -> Result<&'a [u8], Error> {
+        self.next().ok_or_else(|| Error::syntax(&format!("{option} needs a value")))
+    }
+
+    /// The error for an argument that is none of the options.
+    pub fn unknown_option(&self) -> Error {
+        let what = self.peek(0).map(quoted).unwrap_or_default();
+        Error::syntax(&format!("unknown option {what}"))
+    }
+}
+
+/// Sets an option that may be given once.
+pub fn set_once<T>(place: &mut Option<T>, value: T, option: &str) -> Result<(), Error> {
+    if place.replace(value).is_some() {
+        return Err(Error::syntax(&format!(
+            "{option} is given twice or contradicts another option"
+        )));
+    }
+    Ok(())
+}
+
+/// An integer as core commands take it: digits with at most a minus sign, no more of them than
+/// needed.
+pub fn integer(bytes: &[u8]) -> Option<i64> {
+    let digits = bytes.strip_prefix(b"-").unwrap_or(bytes);
+    let canonical = match digits {
+        [b'0'] => digits.len() == bytes.len(),
+        [b'1'..=b'9', rest @ ..] => rest.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    if !canonical {
+        return None;
+    }
+    std::str::from_utf8(bytes).ok()?.parse().ok()
+}
+
+/// Whether the bytes read as a whole number, however large: what makes `USERS` or `SESSIONS` the
+/// beginning of a list.
+pub fn looks_like_a_count(bytes: &[u8]) -> bool {
+    let digits = bytes.strip_prefix(b"-").unwrap_or(bytes);
+    !digits.is_empty() && digits.iter().all(u8::is_ascii_digit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_are_what_core_commands_take() {
+        for (text, value) in [("0", 0), ("7", 7), ("-1", -1), ("9223372036854775807", i64::MAX)] {
+            assert_eq!(integer(text.as_bytes()), Some(value));
+        }
+        for text in [
+            "",
+            "-",
+            "+1",
+            "01",
+            "-0",
+            " 1",
+            "1 ",
+            "1.0",
+            "1e3",
+            "9223372036854775808",
+            "x",
+            "\u{661}",
+        ] {
+            assert_eq!(integer(text.as_bytes()), None, "{text:?}");
+        }
+        assert!(looks_like_a_count(b"99999999999999999999") && looks_like_a_count(b"-1"));
+        assert!(
+            !looks_like_a_count(b"") && !looks_like_a_count(b"3x") && !looks_like_a_count(b"-")
+        );
+    }
+}

@@ -1,0 +1,233 @@
+//! Commands: how they are described to the server, and how a call of it reaches their code.
+
+use super::args::Arg;
+use super::call::Call;
+use super::context::Context;
+use super::error::Outcome;
+use redis_module::raw;
+use std::ffi::{c_int, CString};
+use std::ptr;
+
+/// A command: what `COMMAND DOCS` and `COMMAND INFO` tell of it, and its code.
+pub trait Command {
+    const SPEC: Spec;
+    fn run(call: &Call) -> Outcome;
+}
+
+/// What a command does with its key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Reads,
+    /// Changes what is at the key, or makes it.
+    Updates,
+    /// Takes something away from what is at the key.
+    Deletes,
+}
+
+pub struct Spec {
+    pub name: &'static str,
+    pub summary: &'static str,
+    pub complexity: &'static str,
+    pub since: &'static str,
+    /// As in `COMMAND INFO`: with the name; negative is "at least".
+    pub arity: i32,
+    pub access: Access,
+    /// Flags beside `write` or `readonly`.
+    pub flags: &'static str,
+    /// ACL categories beside `write` or `read`.
+    pub categories: &'static str,
+    pub args: &'static [ArgSpec],
+}
+
+/// An argument, for `COMMAND DOCS`.
+pub struct ArgSpec {
+    pub name: &'static str,
+    pub kind: ArgKind,
+    pub token: Option<&'static str>,
+    pub optional: bool,
+    pub multiple: bool,
+}
+
+pub enum ArgKind {
+    Key,
+    String,
+    Integer,
+    UnixTime,
+    /// A word that stands for itself.
+    Word,
+    OneOf(&'static [ArgSpec]),
+    Block(&'static [ArgSpec]),
+}
+
+impl ArgSpec {
+    pub const fn new(name: &'static str, kind: ArgKind) -> Self {
+        ArgSpec { name, kind, token: None, optional: false, multiple: false }
+    }
+
+    /// A word, as a pure token.
+    pub const fn word(name: &'static str, token: &'static str) -> Self {
+        ArgSpec { token: Some(token), ..ArgSpec::new(name, ArgKind::Word) }
+    }
+
+    pub const fn after(self, token: &'static str) -> Self {
+        ArgSpec { token: Some(token), ..self }
+    }
+
+    pub const fn optional(self) -> Self {
+        ArgSpec { optional: true, ..self }
+    }
+
+    pub const fn multiple(self) -> Self {
+        ArgSpec { multiple: true, ..self }
+    }
+}
+
+/// The key, as the first argument.
+pub const SPACE: ArgSpec = ArgSpec::new("space", ArgKind::Key);
+pub const USER: ArgSpec = ArgSpec::new("user", ArgKind::String);
+
+/// Registers a command and, where the server takes them, its description and ACL categories.
+pub fn register<C: Command>(ctx: Context) -> bool {
+    let spec = C::SPEC;
+    let access = if spec.access == Access::Reads { "readonly" } else { "write" };
+    let flags = c_string(&format!("{access} {}", spec.flags));
+    let name = c_string(spec.name);
+    // SAFETY: called while the module loads; the server copies the strings.
+    unsafe {
+        let created = api!(RedisModule_CreateCommand(
+            ctx.raw(),
+            name.as_ptr(),
+            Some(entry::<C>),
+            flags.as_ptr(),
+            1,
+            1,
+            1
+        ));
+        if created != raw::REDISMODULE_OK as c_int {
+            return false;
+        }
+        let command = api!(RedisModule_GetCommand(ctx.raw(), name.as_ptr()));
+        if command.is_null() {
+            return false;
+        }
+        if offers!(RedisModule_SetCommandACLCategories) {
+            let category = if spec.access == Access::Reads { "read" } else { "write" };
+            let categories = c_string(&format!("{category} {}", spec.categories));
+            api!(RedisModule_SetCommandACLCategories(command, categories.as_ptr()));
+        }
+        describe(command, &spec)
+    }
+}
+
+/// From the server to the command's code.
+unsafe extern "C" fn entry<C: Command>(
+    ctx: *mut raw::RedisModuleCtx,
+    argv: *mut *mut raw::RedisModuleString,
+    argc: c_int,
+) -> c_int {
+    let ctx = Context::from_raw(ctx);
+    let count = usize::try_from(argc).unwrap_or(0);
+    let wanted = C::SPEC.arity.unsigned_abs() as usize;
+    // Servers check the arity themselves once it is in the description; a reader of this code
+    // should not have to know that.
+    if argv.is_null() || count < wanted || (C::SPEC.arity > 0 && count > wanted) {
+        ctx.reply_wrong_arity();
+        return raw::REDISMODULE_OK as c_int;
+    }
+    // SAFETY: `Arg` is a transparent pointer; the strings live through the call.
+    let argv = std::slice::from_raw_parts(argv.cast::<Arg<'_>>(), count);
+    if let Err(error) = C::run(&Call::new(ctx, argv)) {
+        ctx.reply_error(&error);
+    }
+    raw::REDISMODULE_OK as c_int
+}
+
+fn c_string(text: &str) -> CString {
+    CString::new(text.trim_end()).unwrap_or_default()
+}
+
+/// A string for the server to copy. It is never freed: there are a few dozen, once.
+fn leaked(text: &str) -> *const std::ffi::c_char {
+    c_string(text).into_raw()
+}
+
+/// # Safety
+/// Called while the module loads, with a command of it.
+unsafe fn describe(command: *mut raw::RedisModuleCommand, spec: &Spec) -> bool {
+    if !offers!(RedisModule_SetCommandInfo) {
+        return true;
+    }
+    let version = raw::RedisModuleCommandInfoVersion {
+        version: 1,
+        sizeof_historyentry: size_of::<raw::RedisModuleCommandHistoryEntry>(),
+        sizeof_keyspec: size_of::<raw::RedisModuleCommandKeySpec>(),
+        sizeof_arg: size_of::<raw::RedisModuleCommandArg>(),
+    };
+    // All zeroes ends each of the lists.
+    let mut key_specs: [raw::RedisModuleCommandKeySpec; 2] = std::mem::zeroed();
+    if let Some(key) = key_specs.first_mut() {
+        let flags = match spec.access {
+            Access::Reads => raw::REDISMODULE_CMD_KEY_RO | raw::REDISMODULE_CMD_KEY_ACCESS,
+            Access::Updates => raw::REDISMODULE_CMD_KEY_RW | raw::REDISMODULE_CMD_KEY_UPDATE,
+            Access::Deletes => raw::REDISMODULE_CMD_KEY_RW | raw::REDISMODULE_CMD_KEY_DELETE,
+        };
+        key.flags = u64::from(flags);
+        key.begin_search_type = raw::RedisModuleKeySpecBeginSearchType_REDISMODULE_KSPEC_BS_INDEX;
+        key.bs.index.pos = 1;
+        key.find_keys_type = raw::RedisModuleKeySpecFindKeysType_REDISMODULE_KSPEC_FK_RANGE;
+        key.fk.range.lastkey = 0;
+        key.fk.range.keystep = 1;
+        key.fk.range.limit = 0;
+    }
+    let mut info: raw::RedisModuleCommandInfo = std::mem::zeroed();
+    // The server keeps no pointer into it, but one to the version, in some releases.
+    info.version = Box::leak(Box::new(version));
+    info.summary = leaked(spec.summary);
+    info.complexity = leaked(spec.complexity);
+    info.since = leaked(spec.since);
+    info.arity = spec.arity;
+    info.key_specs = key_specs.as_mut_ptr();
+    info.args = arg_list(spec.args);
+    api!(RedisModule_SetCommandInfo(command, &info)) == raw::REDISMODULE_OK as c_int
+}
+
+/// A list of arguments in the server's form, ended by zeroes.
+fn arg_list(specs: &[ArgSpec]) -> *mut raw::RedisModuleCommandArg {
+    let mut list: Vec<raw::RedisModuleCommandArg> = specs.iter().map(arg).collect();
+    // SAFETY: all zeroes is a valid value: the end of the list.
+    list.push(unsafe { std::mem::zeroed() });
+    Box::leak(list.into_boxed_slice()).as_mut_ptr()
+}
+
+fn arg(spec: &ArgSpec) -> raw::RedisModuleCommandArg {
+    use raw::*;
+    let (kind, parts) = match spec.kind {
+        ArgKind::Key => (RedisModuleCommandArgType_REDISMODULE_ARG_TYPE_KEY, None),
+        ArgKind::String => (RedisModuleCommandArgType_REDISMODULE_ARG_TYPE_STRING, None),
+        ArgKind::Integer => (RedisModuleCommandArgType_REDISMODULE_ARG_TYPE_INTEGER, None),
+        ArgKind::UnixTime => (RedisModuleCommandArgType_REDISMODULE_ARG_TYPE_UNIX_TIME, None),
+        ArgKind::Word => (RedisModuleCommandArgType_REDISMODULE_ARG_TYPE_PURE_TOKEN, None),
+        ArgKind::OneOf(parts) => {
+            (RedisModuleCommandArgType_REDISMODULE_ARG_TYPE_ONEOF, Some(parts))
+        }
+        ArgKind::Block(parts) => {
+            (RedisModuleCommandArgType_REDISMODULE_ARG_TYPE_BLOCK, Some(parts))
+        }
+    };
+    let mut flags = 0;
+    if spec.optional {
+        flags |= REDISMODULE_CMD_ARG_OPTIONAL;
+    }
+    if spec.multiple {
+        flags |= REDISMODULE_CMD_ARG_MULTIPLE;
+    }
+    // SAFETY: all zeroes is a valid value: nothing said.
+    let mut arg: RedisModuleCommandArg = unsafe { std::mem::zeroed() };
+    arg.name = leaked(spec.name);
+    arg.type_ = kind;
+    arg.key_spec_index = if matches!(spec.kind, ArgKind::Key) { 0 } else { -1 };
+    arg.token = spec.token.map_or(ptr::null(), leaked);
+    arg.flags = flags as c_int;
+    arg.subargs = parts.map_or(ptr::null_mut(), arg_list);
+    arg
+}

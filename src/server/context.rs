@@ -1,0 +1,241 @@
+//! A call of the server into the module, and what can be asked of the server during it.
+
+use super::args::Arg;
+use redis_module::raw;
+use std::ffi::{c_int, CStr};
+
+/// The server's context of one call. It lives as long as that call, and is not kept.
+#[derive(Clone, Copy)]
+pub struct Context(*mut raw::RedisModuleCtx);
+
+/// A string of the server that the module made and frees.
+pub struct OwnedString(*mut raw::RedisModuleString);
+
+impl OwnedString {
+    pub fn new(bytes: &[u8]) -> Self {
+        // SAFETY: pointer and length are those of a slice; without a context the string is ours.
+        OwnedString(unsafe {
+            api!(RedisModule_CreateString(std::ptr::null_mut(), bytes.as_ptr().cast(), bytes.len()))
+        })
+    }
+
+    pub fn as_arg(&self) -> Arg<'_> {
+        // SAFETY: the string lives as long as `self`.
+        unsafe { Arg::from_raw(self.0) }
+    }
+}
+
+impl Drop for OwnedString {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, freed once.
+        unsafe { api!(RedisModule_FreeString(std::ptr::null_mut(), self.0)) }
+    }
+}
+
+impl Context {
+    /// # Safety
+    /// `ctx` is a context that the server passed to the call that is going on.
+    pub unsafe fn from_raw(ctx: *mut raw::RedisModuleCtx) -> Self {
+        Context(ctx)
+    }
+
+    pub fn raw(self) -> *mut raw::RedisModuleCtx {
+        self.0
+    }
+
+    /// Unix time (ms).
+    pub fn now(self) -> u64 {
+        // SAFETY: takes nothing, and may be called at any time.
+        u64::try_from(unsafe { api!(RedisModule_Milliseconds()) }).unwrap_or(0)
+    }
+
+    fn flags(self) -> u32 {
+        // SAFETY: the context is that of the call going on.
+        unsafe { api!(RedisModule_GetContextFlags(self.0)) as u32 }
+    }
+
+    /// Whether this server decides for itself, and is no replica.
+    pub fn is_primary(self) -> bool {
+        self.flags() & raw::REDISMODULE_CTX_FLAGS_MASTER != 0
+    }
+
+    /// Whether what is called was decided elsewhere or earlier: it comes from the primary, from a
+    /// slot that moves here, or from the AOF.
+    pub fn is_replaying(self) -> bool {
+        let replaying = raw::REDISMODULE_CTX_FLAGS_REPLICATED | raw::REDISMODULE_CTX_FLAGS_LOADING;
+        self.flags() & replaying != 0
+    }
+
+    /// Whether the client cannot wait: it is in MULTI or a script.
+    pub fn may_not_block(self) -> bool {
+        let denied = raw::REDISMODULE_CTX_FLAGS_DENY_BLOCKING
+            | raw::REDISMODULE_CTX_FLAGS_MULTI
+            | raw::REDISMODULE_CTX_FLAGS_LUA;
+        self.flags() & denied != 0
+    }
+
+    /// Whether memory is left for something new, by the server's `maxmemory`.
+    pub fn has_memory(self) -> bool {
+        self.flags() & raw::REDISMODULE_CTX_FLAGS_OOM == 0
+    }
+
+    /// Whether a replica is taking in a new dataset while it still serves the old one.
+    pub fn is_loading_aside(self) -> bool {
+        self.flags() & raw::REDISMODULE_CTX_FLAGS_ASYNC_LOADING != 0
+    }
+
+    /// Whether nothing may be replicated at present: the server is paused, and aborts if one does.
+    pub fn is_paused(self) -> bool {
+        // SAFETY: takes nothing; the pointer has been asked for.
+        offers!(RedisModule_AvoidReplicaTraffic)
+            && unsafe { api!(RedisModule_AvoidReplicaTraffic()) } != 0
+    }
+
+    pub fn db(self) -> i32 {
+        // SAFETY: the context is that of the call going on.
+        unsafe { api!(RedisModule_GetSelectedDb(self.0)) }
+    }
+
+    pub fn select_db(self, db: i32) -> bool {
+        // SAFETY: the context is that of the call going on; a number out of range is refused.
+        unsafe { api!(RedisModule_SelectDb(self.0, db)) == raw::REDISMODULE_OK as c_int }
+    }
+
+    /// Writes to the server's log.
+    pub fn log(self, level: &CStr, text: &str) {
+        let text: Vec<u8> = text.bytes().filter(|byte| *byte != 0).chain([0]).collect();
+        // SAFETY: the text ends with NUL and is an argument of a fixed format, never the format.
+        unsafe { api!(RedisModule_Log(self.0, level.as_ptr(), c"%s".as_ptr(), text.as_ptr())) }
+    }
+
+    /// Tells replicas and the AOF to do `command key payload`.
+    pub fn replicate(self, command: &CStr, key: Arg<'_>, payload: &[u8]) {
+        // SAFETY: the format names a string of the server and a buffer with its length, which
+        // live through the call.
+        unsafe {
+            api!(RedisModule_Replicate(
+                self.0,
+                command.as_ptr(),
+                c"sb".as_ptr(),
+                key.raw(),
+                payload.as_ptr(),
+                payload.len()
+            ));
+        }
+    }
+
+    /// Tells replicas and the AOF to do the command that is being carried out, as it is.
+    pub fn replicate_verbatim(self) {
+        // SAFETY: the context is that of a command.
+        unsafe { api!(RedisModule_ReplicateVerbatim(self.0)) };
+    }
+
+    /// Calls a command of one key, with its effects going to replicas and the AOF. False where it
+    /// replied with an error.
+    pub fn call_on_key(self, command: &CStr, key: Arg<'_>) -> bool {
+        // SAFETY: the format names a string of the server that lives through the call; the reply
+        // is freed.
+        unsafe {
+            let reply = api!(RedisModule_Call(self.0, command.as_ptr(), c"!s".as_ptr(), key.raw()));
+            free_reply(reply)
+        }
+    }
+
+    /// Publishes a message to the subscribers of this node and of the others.
+    pub fn publish(self, command: &CStr, channel: &[u8], message: &[u8]) {
+        // SAFETY: the format names two buffers with their lengths, which live through the call;
+        // the reply is freed.
+        unsafe {
+            let reply = api!(RedisModule_Call(
+                self.0,
+                command.as_ptr(),
+                c"!bb".as_ptr(),
+                channel.as_ptr(),
+                channel.len(),
+                message.as_ptr(),
+                message.len()
+            ));
+            free_reply(reply);
+        }
+    }
+
+    /// Says that a key has changed: breaks WATCH, invalidates client-side caches.
+    pub fn signal_modified(self, key: Arg<'_>) {
+        // SAFETY: the context is that of the call going on, the string lives through it.
+        unsafe { api!(RedisModule_SignalModifiedKey(self.0, key.raw())) };
+    }
+}
+
+/// # Safety
+/// `reply` comes from `RM_Call` and is not used afterwards.
+unsafe fn free_reply(reply: *mut raw::RedisModuleCallReply) -> bool {
+    if reply.is_null() {
+        return false;
+    }
+    let is_error = api!(RedisModule_CallReplyType(reply)) == raw::REDISMODULE_REPLY_ERROR as c_int;
+    api!(RedisModule_FreeCallReply(reply));
+    !is_error
+}
+
+/// Replies. Maps and nulls take the form of the client's protocol.
+impl Context {
+    pub fn reply_integer(self, value: i64) {
+        // SAFETY: here and below, the context is that of a command, and buffers come with their
+        // lengths.
+        unsafe { api!(RedisModule_ReplyWithLongLong(self.0, value)) };
+    }
+
+    /// A number of things, or a moment.
+    pub fn reply_count(self, value: impl TryInto<i64>) {
+        self.reply_integer(value.try_into().unwrap_or(i64::MAX));
+    }
+
+    pub fn reply_null(self) {
+        unsafe { api!(RedisModule_ReplyWithNull(self.0)) };
+    }
+
+    pub fn reply_bulk(self, bytes: &[u8]) {
+        unsafe {
+            api!(RedisModule_ReplyWithStringBuffer(self.0, bytes.as_ptr().cast(), bytes.len()))
+        };
+    }
+
+    /// The id of an event.
+    pub fn reply_id(self, (epoch, seq): (u64, u64)) {
+        self.reply_bulk(format!("{epoch}-{seq}").as_bytes());
+    }
+
+    /// 1 or 0 for clients of RESP2.
+    pub fn reply_bool(self, value: bool) {
+        unsafe { api!(RedisModule_ReplyWithBool(self.0, c_int::from(value))) };
+    }
+
+    pub fn reply_ok(self) {
+        unsafe { api!(RedisModule_ReplyWithSimpleString(self.0, c"OK".as_ptr())) };
+    }
+
+    pub fn reply_map(self, entries: usize) {
+        unsafe { api!(RedisModule_ReplyWithMap(self.0, entries as std::ffi::c_long)) };
+    }
+
+    pub fn reply_array(self, items: usize) {
+        unsafe { api!(RedisModule_ReplyWithArray(self.0, items as std::ffi::c_long)) };
+    }
+
+    /// An array whose length is what `items` says after it has replied with them.
+    pub fn reply_array_of(self, items: impl FnOnce() -> usize) {
+        let unknown = std::ffi::c_long::from(raw::REDISMODULE_POSTPONED_LEN);
+        unsafe { api!(RedisModule_ReplyWithArray(self.0, unknown)) };
+        let length = items() as std::ffi::c_long;
+        unsafe { api!(RedisModule_ReplySetArrayLength(self.0, length)) };
+    }
+
+    pub fn reply_error(self, error: &super::error::Error) {
+        let text: Vec<u8> = error.text().bytes().filter(|byte| *byte != 0).chain([0]).collect();
+        unsafe { api!(RedisModule_ReplyWithError(self.0, text.as_ptr().cast())) };
+    }
+
+    pub fn reply_wrong_arity(self) {
+        unsafe { api!(RedisModule_WrongArity(self.0)) };
+    }
+}

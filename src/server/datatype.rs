@@ -1,0 +1,225 @@
+//! The space as a value of the server: saved, loaded, copied, measured, freed.
+
+use super::agenda;
+use super::args::Arg;
+use super::context::Context;
+use super::journal;
+use super::key::Held;
+use super::settings;
+use super::waiters;
+use crate::codec;
+use crate::space::{Effect, Space};
+use redis_module::raw;
+use std::ffi::{c_char, c_int, c_void, CStr};
+use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
+
+/// What `TYPE` answers; nine characters, as the server demands.
+const TYPE_NAME: &CStr = c"presence1";
+
+/// The version of the layout below, not of the effects in it, which have their own.
+///
+/// A space is saved as strings, each a batch of effects, ended by an empty one.
+const ENCODING: c_int = 1;
+
+/// A batch is closed when it has grown to this. So a snapshot needs little memory beside the
+/// space, whatever the space's size.
+const BATCH_BYTES: usize = 32 << 10;
+
+static TYPE: AtomicPtr<raw::RedisModuleType> = AtomicPtr::new(std::ptr::null_mut());
+
+pub fn raw_type() -> *mut raw::RedisModuleType {
+    TYPE.load(Relaxed)
+}
+
+pub fn register(ctx: Context) -> bool {
+    // SAFETY: all zeroes is a valid value: no callbacks.
+    let mut methods: raw::RedisModuleTypeMethods = unsafe { std::mem::zeroed() };
+    methods.version = 4;
+    methods.rdb_load = Some(rdb_load);
+    methods.rdb_save = Some(rdb_save);
+    methods.aof_rewrite = Some(aof_rewrite);
+    methods.digest = Some(digest);
+    methods.free = Some(free);
+    methods.mem_usage2 = Some(mem_usage);
+    methods.free_effort2 = Some(free_effort);
+    methods.unlink2 = Some(unlink);
+    methods.copy2 = Some(copy);
+    // SAFETY: called while the module loads; the server copies the methods.
+    let made = unsafe {
+        api!(RedisModule_CreateDataType(ctx.raw(), TYPE_NAME.as_ptr(), ENCODING, &mut methods))
+    };
+    TYPE.store(made, Relaxed);
+    !made.is_null()
+}
+
+/// # Safety
+/// `value` is a value of our type that lives, unchanged, as long as the reference is used.
+unsafe fn held<'a>(value: *const c_void) -> &'a Held {
+    &*value.cast::<Held>()
+}
+
+/// Batches of effects that make up a space, each given to `take`.
+fn batches(space: &Space, mut take: impl FnMut(&[u8])) {
+    let mut batch = Vec::with_capacity(BATCH_BYTES + 1024);
+    codec::begin(&mut batch);
+    space.dump(|effect| {
+        codec::encode(&mut batch, effect);
+        if batch.len() >= BATCH_BYTES {
+            take(&batch);
+            codec::begin(&mut batch);
+        }
+    });
+    if batch.len() > 1 {
+        take(&batch);
+    }
+}
+
+unsafe extern "C" fn rdb_save(io: *mut raw::RedisModuleIO, value: *mut c_void) {
+    let save = |bytes: &[u8]| {
+        // SAFETY: a buffer with its length. Errors of the file are the server's to notice.
+        unsafe { api!(RedisModule_SaveStringBuffer(io, bytes.as_ptr().cast(), bytes.len())) }
+    };
+    batches(&held(value).space, save);
+    save(&[]);
+}
+
+unsafe extern "C" fn rdb_load(io: *mut raw::RedisModuleIO, encoding: c_int) -> *mut c_void {
+    match load(io, encoding) {
+        Ok(space) => {
+            let held = Box::new(Held::new(space));
+            let name = api!(RedisModule_GetKeyNameFromIO(io));
+            if !name.is_null() {
+                let db = api!(RedisModule_GetDbIdFromIO(io));
+                let due = held.space.next_due(settings::retention());
+                agenda::loading(db, Arg::from_raw(name.cast_mut()).bytes(), due);
+            }
+            Box::into_raw(held).cast()
+        }
+        Err(why) => {
+            let text: Vec<u8> = why.bytes().chain([0]).collect();
+            api!(RedisModule_LogIOError(
+                io,
+                c"warning".as_ptr(),
+                c"presence: cannot load a space: %s".as_ptr(),
+                text.as_ptr().cast::<c_char>()
+            ));
+            std::ptr::null_mut()
+        }
+    }
+}
+
+/// # Safety
+/// `io` is what the server passed to `rdb_load`.
+unsafe fn load(io: *mut raw::RedisModuleIO, encoding: c_int) -> Result<Space, &'static str> {
+    if encoding != ENCODING {
+        return Err("its layout is of an unknown version of the module");
+    }
+    let mut space = Space::new(0);
+    let mut begun = false;
+    loop {
+        let mut length = 0;
+        let buffer = api!(RedisModule_LoadStringBuffer(io, &mut length));
+        if buffer.is_null() || api!(RedisModule_IsIOError(io)) != 0 {
+            if !buffer.is_null() {
+                api!(RedisModule_Free(buffer.cast()));
+            }
+            return Err("its data end too early");
+        }
+        let batch = std::slice::from_raw_parts(buffer.cast::<u8>(), length);
+        let restored =
+            if batch.is_empty() { Ok(()) } else { restore(&mut space, batch, &mut begun) };
+        let is_end = batch.is_empty();
+        api!(RedisModule_Free(buffer.cast()));
+        restored?;
+        if is_end {
+            return if begun { Ok(space) } else { Err("it has no beginning") };
+        }
+    }
+}
+
+fn restore(space: &mut Space, batch: &[u8], begun: &mut bool) -> Result<(), &'static str> {
+    for effect in codec::decode(batch) {
+        let effect = effect.map_err(|error| error.message())?;
+        let begins = matches!(effect, Effect::Begin { .. });
+        if begins == *begun {
+            return Err("it has not one beginning");
+        }
+        *begun = true;
+        space.restore(&effect).map_err(|misfit| misfit.0)?;
+    }
+    Ok(())
+}
+
+unsafe extern "C" fn aof_rewrite(
+    io: *mut raw::RedisModuleIO,
+    key: *mut raw::RedisModuleString,
+    value: *mut c_void,
+) {
+    batches(&held(value).space, |batch| {
+        // SAFETY: the format names a string of the server and a buffer with its length.
+        unsafe {
+            api!(RedisModule_EmitAOF(
+                io,
+                journal::APPLY.as_ptr(),
+                c"sb".as_ptr(),
+                key,
+                batch.as_ptr(),
+                batch.len()
+            ));
+        }
+    });
+}
+
+/// Equal for spaces of equal content, in whatever order they hold it.
+unsafe extern "C" fn digest(digest: *mut raw::RedisModuleDigest, value: *mut c_void) {
+    let mut bytes = Vec::new();
+    held(value).space.dump(|effect| {
+        bytes.clear();
+        codec::encode(&mut bytes, effect);
+        // SAFETY: a buffer with its length.
+        unsafe {
+            api!(RedisModule_DigestAddStringBuffer(digest, bytes.as_ptr().cast(), bytes.len()));
+            api!(RedisModule_DigestEndSequence(digest));
+        }
+    });
+}
+
+/// May be called in a thread that frees in the background.
+unsafe extern "C" fn free(value: *mut c_void) {
+    drop(Box::from_raw(value.cast::<Held>()));
+}
+
+unsafe extern "C" fn mem_usage(
+    _: *mut raw::RedisModuleKeyOptCtx,
+    value: *const c_void,
+    _samples: usize,
+) -> usize {
+    held(value).bytes()
+}
+
+/// How many allocations it takes to free: above 64 the server does it in the background.
+unsafe extern "C" fn free_effort(_: *mut raw::RedisModuleKeyOptCtx, value: *const c_void) -> usize {
+    let (_, sessions) = held(value).space.stored();
+    // 0 would mean that the effort is not worth knowing and always left to the background.
+    1 + sessions + held(value).space.history().map_or(0, |history| history.len())
+}
+
+/// The key is no longer in the keyspace under this name: deleted, expired, evicted, renamed,
+/// overwritten.
+unsafe extern "C" fn unlink(ctx: *mut raw::RedisModuleKeyOptCtx, value: *const c_void) {
+    let name = api!(RedisModule_GetKeyNameFromOptCtx(ctx));
+    if name.is_null() {
+        return;
+    }
+    let name = Arg::from_raw(name.cast_mut()).bytes();
+    let db = api!(RedisModule_GetDbIdFromOptCtx(ctx));
+    agenda::forget(db, name);
+    waiters::wake(db, name);
+    let (epoch, _) = held(value).space.last_id();
+    let now = u64::try_from(api!(RedisModule_Milliseconds())).unwrap_or(0);
+    agenda::epoch_ended(db, name, epoch, now);
+}
+
+unsafe extern "C" fn copy(_: *mut raw::RedisModuleKeyOptCtx, value: *const c_void) -> *mut c_void {
+    Box::into_raw(Box::new(held(value).copied())).cast()
+}

@@ -1,0 +1,140 @@
+//! What the server tells of itself: keys that came another way, flushes, swaps, roles, loading.
+
+use super::args::Arg;
+use super::context::Context;
+use super::{agenda, key, settings, sweep, waiters};
+use redis_module::raw;
+use std::ffi::{c_char, c_int, c_void, CStr};
+
+/// Subscribes to everything. Events that the server does not know are left out.
+pub fn subscribe(ctx: Context) -> bool {
+    let types = raw::REDISMODULE_NOTIFY_GENERIC | raw::REDISMODULE_NOTIFY_LOADED;
+    // SAFETY: called while the module loads; the callbacks live as long as it.
+    unsafe {
+        let subscribed =
+            api!(RedisModule_SubscribeToKeyspaceEvents(ctx.raw(), types, Some(on_keyspace)));
+        if subscribed != raw::REDISMODULE_OK as c_int {
+            return false;
+        }
+        let handlers: [(u64, EventHandler); 5] = [
+            (raw::REDISMODULE_EVENT_FLUSHDB, on_flush),
+            (raw::REDISMODULE_EVENT_SWAPDB, on_swap),
+            (raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED, on_role),
+            (raw::REDISMODULE_EVENT_LOADING, on_loading),
+            (raw::REDISMODULE_EVENT_REPL_ASYNC_LOAD, on_load_aside),
+        ];
+        handlers.into_iter().all(|(id, handler)| {
+            let event = raw::RedisModuleEvent { id, dataver: 1 };
+            api!(RedisModule_SubscribeToServerEvent(ctx.raw(), event, Some(handler)))
+                == raw::REDISMODULE_OK as c_int
+        })
+    }
+}
+
+type EventHandler =
+    unsafe extern "C" fn(*mut raw::RedisModuleCtx, raw::RedisModuleEvent, u64, *mut c_void);
+
+/// Names under which a space can appear without a command of ours. Called for every generic event
+/// of every key, so what does not matter is told apart by its first letters.
+unsafe extern "C" fn on_keyspace(
+    ctx: *mut raw::RedisModuleCtx,
+    _type: c_int,
+    event: *const c_char,
+    key: *mut raw::RedisModuleString,
+) -> c_int {
+    let event = CStr::from_ptr(event).to_bytes();
+    if matches!(event, b"rename_to" | b"move_to" | b"copy_to" | b"restore") {
+        key::arrived(Context::from_raw(ctx), Arg::from_raw(key));
+    } else if event == b"loaded" {
+        // The key is an object on the server's stack: its bytes are read, it is not opened.
+        let ctx = Context::from_raw(ctx);
+        agenda::loaded(ctx.db(), Arg::from_raw(key).bytes(), ctx.is_loading_aside());
+    }
+    raw::REDISMODULE_OK as c_int
+}
+
+unsafe extern "C" fn on_flush(
+    _: *mut raw::RedisModuleCtx,
+    _: raw::RedisModuleEvent,
+    subevent: u64,
+    data: *mut c_void,
+) {
+    if subevent != raw::REDISMODULE_SUBEVENT_FLUSHDB_START || data.is_null() {
+        return;
+    }
+    let info = &*data.cast::<raw::RedisModuleFlushInfo>();
+    let db = (info.dbnum >= 0).then_some(info.dbnum);
+    agenda::flushed(db);
+    waiters::wake_db(db);
+}
+
+unsafe extern "C" fn on_swap(
+    ctx: *mut raw::RedisModuleCtx,
+    _: raw::RedisModuleEvent,
+    _: u64,
+    data: *mut c_void,
+) {
+    if data.is_null() {
+        return;
+    }
+    let info = &*data.cast::<raw::RedisModuleSwapDbInfo>();
+    agenda::swapped(info.dbnum_first, info.dbnum_second);
+    waiters::wake_db(Some(info.dbnum_first));
+    waiters::wake_db(Some(info.dbnum_second));
+    let ctx = Context::from_raw(ctx);
+    sweep::arm(ctx, ctx.now());
+}
+
+/// From now on this server decides: nobody could renew a lease with it before.
+fn begin_to_decide(ctx: Context) {
+    let now = ctx.now();
+    let grace = settings::restart_grace_ms();
+    if grace > 0 {
+        key::grant_grace(now + grace);
+    }
+    sweep::arm(ctx, now);
+}
+
+unsafe extern "C" fn on_role(
+    ctx: *mut raw::RedisModuleCtx,
+    _: raw::RedisModuleEvent,
+    subevent: u64,
+    _: *mut c_void,
+) {
+    if subevent == raw::REDISMODULE_EVENT_REPLROLECHANGED_NOW_MASTER {
+        begin_to_decide(Context::from_raw(ctx));
+    }
+}
+
+unsafe extern "C" fn on_loading(
+    ctx: *mut raw::RedisModuleCtx,
+    _: raw::RedisModuleEvent,
+    subevent: u64,
+    _: *mut c_void,
+) {
+    let ctx = Context::from_raw(ctx);
+    if subevent == raw::REDISMODULE_SUBEVENT_LOADING_ENDED {
+        if ctx.is_primary() {
+            begin_to_decide(ctx);
+        } else {
+            sweep::arm(ctx, ctx.now());
+        }
+    }
+}
+
+unsafe extern "C" fn on_load_aside(
+    ctx: *mut raw::RedisModuleCtx,
+    _: raw::RedisModuleEvent,
+    subevent: u64,
+    _: *mut c_void,
+) {
+    match subevent {
+        raw::REDISMODULE_SUBEVENT_REPL_ASYNC_LOAD_COMPLETED => {
+            agenda::take_aside();
+            waiters::wake_db(None);
+            let ctx = Context::from_raw(ctx);
+            sweep::arm(ctx, ctx.now());
+        }
+        _ => agenda::drop_aside(),
+    }
+}

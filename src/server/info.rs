@@ -1,0 +1,48 @@
+//! The module's section of `INFO`.
+
+use super::{agenda, stats};
+use redis_module::raw;
+use std::ffi::{c_int, CStr};
+
+pub fn register(ctx: super::context::Context) -> bool {
+    // SAFETY: called while the module loads. Replaces the crate's own callback, which would add a
+    // backtrace to crash reports.
+    unsafe {
+        api!(RedisModule_RegisterInfoFunc(ctx.raw(), Some(info))) == raw::REDISMODULE_OK as c_int
+    }
+}
+
+unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c_int) {
+    if for_crash_report != 0 {
+        // Nothing that takes a borrow or allocates while the server dies.
+        return;
+    }
+    // The server leaves a section out that was not asked for, and then takes no fields.
+    if api!(RedisModule_InfoAddSection(ctx, std::ptr::null())) != raw::REDISMODULE_OK as c_int {
+        return;
+    }
+    let add = |name: &CStr, value: u64| {
+        // SAFETY: the context is that of this call, the name ends with NUL.
+        unsafe { api!(RedisModule_InfoAddFieldULongLong(ctx, name.as_ptr(), value)) };
+    };
+    let now = u64::try_from(api!(RedisModule_Milliseconds())).unwrap_or(0);
+    let (spaces, users, sessions, bytes) = stats::totals();
+    let (_, agenda_bytes) = agenda::size();
+    let gauge = |value: i64| u64::try_from(value).unwrap_or(0);
+    add(c"spaces", gauge(spaces));
+    add(c"users", gauge(users));
+    add(c"sessions", gauge(sessions));
+    add(c"joins", stats::JOINS.get());
+    add(c"leaves", stats::LEAVES.get());
+    add(c"timeouts", stats::TIMEOUTS.get());
+    add(c"renewals", stats::RENEWALS.get());
+    add(c"events_published", stats::EVENTS.get());
+    add(c"messages", stats::MESSAGES.get());
+    add(c"sweeps", stats::SWEEPS.get());
+    add(c"sweep_backlog", agenda::backlog(now) as u64);
+    add(c"sweep_lag_last_ms", stats::LAGS.last.get());
+    add(c"sweep_lag_max_ms", stats::LAGS.max.get());
+    add(c"sweep_lag_p99_ms", stats::LAGS.p99());
+    add(c"sweep_longest_us", stats::LONGEST_SWEEP_US.get());
+    add(c"bytes_used", gauge(bytes) + agenda_bytes as u64);
+}

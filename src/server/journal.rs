@@ -1,0 +1,195 @@
+//! From what a space says happened to those who must hear of it.
+//!
+//! A [`Journal`] gathers what a space tells while it is changed; [`super::key::SpaceKey::commit`]
+//! hands it on: effects to replicas and the AOF, events to subscribers, counts to INFO. Commands,
+//! the sweep and replayed effects all go this way.
+
+use super::context::Context;
+use super::settings::{self, ChannelMode};
+use super::stats;
+use crate::codec;
+use crate::space::{Effect, Kind, Reason, Retention, Sink};
+use std::ffi::CStr;
+
+/// The command by which effects travel.
+pub const APPLY: &CStr = c"PRESENCE._APPLY";
+
+/// What happened to one space in one go.
+pub struct Journal {
+    batch: Vec<u8>,
+    /// So much of the batch is not worth handing on by itself: that the space begins, or was
+    /// granted a grace.
+    preface: usize,
+    retention: Retention,
+    keep_told: bool,
+    events: Vec<u8>,
+    /// Where in `events` each ends.
+    ends: Vec<usize>,
+    /// Events are published and counted by who decides, not by who replays.
+    replaying: bool,
+}
+
+impl Journal {
+    /// For changes that are decided here.
+    pub fn new(retention: Retention) -> Self {
+        let mut batch = Vec::with_capacity(96);
+        codec::begin(&mut batch);
+        let preface = batch.len();
+        Journal {
+            batch,
+            preface,
+            retention,
+            keep_told: false,
+            events: Vec::new(),
+            ends: Vec::new(),
+            replaying: false,
+        }
+    }
+
+    /// For effects that were decided elsewhere or earlier.
+    pub fn replay() -> Self {
+        Journal { replaying: true, ..Journal::new(Retention { length: 0, ttl: 0 }) }
+    }
+
+    /// Says that what has been told so far must be handed on, but only with something else.
+    pub fn end_preface(&mut self) {
+        self.preface = self.batch.len();
+    }
+
+    /// What the preface says must be handed on even if nothing else happened.
+    pub fn force(&mut self) {
+        self.preface = 1;
+    }
+
+    /// Whether something happened.
+    pub fn is_empty(&self) -> bool {
+        self.batch.len() == self.preface && self.ends.is_empty()
+    }
+
+    /// Whether there is anything at all to hand on.
+    pub fn has_effects(&self) -> bool {
+        self.batch.len() > 1
+    }
+
+    /// Whether a reader could see that something happened, other than that leases were renewed.
+    pub fn has_events(&self) -> bool {
+        !self.ends.is_empty()
+    }
+
+    pub fn is_replaying(&self) -> bool {
+        self.replaying
+    }
+
+    /// The effects, for replicas and the AOF.
+    pub fn batch(&self) -> &[u8] {
+        &self.batch
+    }
+
+    /// Publishes the events on the channel of the space.
+    pub fn publish(&self, ctx: Context, space: &[u8]) {
+        if self.ends.is_empty() || self.replaying {
+            return;
+        }
+        let mode = settings::channel_mode();
+        let Some(channel) = settings::with_channel_prefix(|prefix| channel(mode, prefix, space))
+        else {
+            return;
+        };
+        let command = match mode {
+            ChannelMode::Global => c"PUBLISH",
+            ChannelMode::Sharded => c"SPUBLISH",
+        };
+        let mut start = 0;
+        for end in &self.ends {
+            ctx.publish(command, &channel, self.events.get(start..*end).unwrap_or_default());
+            start = *end;
+        }
+        stats::EVENTS.add(self.ends.len() as u64);
+    }
+}
+
+impl Sink for Journal {
+    fn effect(&mut self, effect: &Effect<'_>) {
+        if self.replaying {
+            return;
+        }
+        if effect.makes_event() && !self.keep_told {
+            let Retention { length, ttl } = self.retention;
+            codec::encode(&mut self.batch, &Effect::Keep { length, ttl });
+            self.keep_told = true;
+        }
+        if matches!(effect, Effect::Lease { lingering: false, .. }) {
+            stats::RENEWALS.add(1);
+        }
+        codec::encode(&mut self.batch, effect);
+    }
+
+    fn event(&mut self, kind: Kind, reason: Option<Reason>, text: &[u8]) {
+        self.ends.push(self.events.len() + text.len());
+        if self.replaying {
+            self.ends.truncate(1);
+            return;
+        }
+        self.events.extend_from_slice(text);
+        match kind {
+            Kind::Join => stats::JOINS.add(1),
+            Kind::Leave => stats::LEAVES.add(1),
+            Kind::Message => stats::MESSAGES.add(1),
+            Kind::Add | Kind::Update | Kind::Remove | Kind::Close => {}
+        }
+        if reason == Some(Reason::Timeout) {
+            stats::TIMEOUTS.add(1);
+        }
+    }
+
+    fn lapsed(&mut self, ms_ago: u64) {
+        if !self.replaying {
+            stats::LAGS.note(ms_ago);
+        }
+    }
+}
+
+/// The channel of a space; none where the mode has none for that name.
+pub fn channel(mode: ChannelMode, prefix: &[u8], space: &[u8]) -> Option<Vec<u8>> {
+    let global = [prefix, space].concat();
+    match mode {
+        ChannelMode::Global => Some(global),
+        ChannelMode::Sharded => {
+            // The slot of a name is that of its hash tag, or of the whole where it has none. The
+            // channel's tag must be what the key hashes.
+            let hashed = hash_tag(space).unwrap_or(space);
+            [global, [prefix, b"{", space, b"}"].concat()]
+                .into_iter()
+                .find(|channel| hash_tag(channel) == Some(hashed))
+        }
+    }
+}
+
+/// What stands between the first `{` and the first `}` behind it, if anything does.
+fn hash_tag(name: &[u8]) -> Option<&[u8]> {
+    let (_, behind) = name.split_at_checked(name.iter().position(|byte| *byte == b'{')? + 1)?;
+    let (tag, _) = behind.split_at_checked(behind.iter().position(|byte| *byte == b'}')?)?;
+    (!tag.is_empty()).then_some(tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sharded_channel_shares_the_slot_of_its_space() {
+        let sharded = |space: &str| {
+            channel(ChannelMode::Sharded, b"presence:", space.as_bytes())
+                .map(|channel| String::from_utf8(channel).unwrap())
+        };
+        assert_eq!(sharded("lobby").as_deref(), Some("presence:{lobby}"));
+        assert_eq!(sharded("{team}:lobby").as_deref(), Some("presence:{team}:lobby"));
+        assert_eq!(sharded("a{b}c{d}").as_deref(), Some("presence:a{b}c{d}"));
+        assert_eq!(sharded("a{b").as_deref(), Some("presence:{a{b}"));
+        for none in ["", "a}b", "{}x", "}", "{}"] {
+            assert_eq!(sharded(none), None, "{none}");
+        }
+        assert_eq!(channel(ChannelMode::Sharded, b"p{x}", b"lobby"), None);
+        assert_eq!(channel(ChannelMode::Global, b"p:", b"a}b").unwrap(), b"p:a}b");
+    }
+}

@@ -1,0 +1,347 @@
+//! A space in the keyspace: opened, changed, and its changes handed on.
+
+use super::agenda;
+use super::args::Arg;
+use super::context::Context;
+use super::datatype;
+use super::error::Error;
+use super::journal::{self, Journal};
+use super::settings;
+use super::stats::{self, Size};
+use super::sweep;
+use super::waiters;
+use crate::space::{Silent, Sink, Space};
+use redis_module::raw;
+use std::cell::Cell;
+use std::ffi::c_int;
+use std::ptr::NonNull;
+
+/// The value of a key: a space and what this process keeps about it.
+pub struct Held {
+    pub space: Space,
+    /// The grace that was granted last when this space was made or looked at.
+    grace: u32,
+    /// The end of a grace that replicas have not been told of yet.
+    grace_untold: Option<u64>,
+    /// Under which moment the agenda has it, if it has.
+    scheduled: Option<u64>,
+    counted: Size,
+}
+
+thread_local! {
+    /// Which grace was granted last, and until when it lasts.
+    static GRACE: Cell<(u32, u64)> = const { Cell::new((0, 0)) };
+}
+
+/// Every session that is there now gets a lease until at least `until`: this server has just
+/// begun to decide, and nobody could renew before. The spaces take it in one by one, each before
+/// anything else is done with it.
+pub fn grant_grace(until: u64) {
+    GRACE.set((GRACE.get().0.wrapping_add(1), until));
+}
+
+impl Held {
+    pub fn new(space: Space) -> Self {
+        stats::space_came();
+        let mut held = Held {
+            space,
+            grace: GRACE.get().0,
+            grace_untold: None,
+            scheduled: None,
+            counted: Size::default(),
+        };
+        held.count();
+        held
+    }
+
+    /// Another key's value that is the same.
+    pub fn copied(&self) -> Self {
+        let mut copy = Held::new(self.space.clone());
+        (copy.grace, copy.grace_untold) = (self.grace, self.grace_untold);
+        copy
+    }
+
+    /// Takes in a grace that was granted since the last look.
+    fn catch_up(&mut self) {
+        let (grace, until) = GRACE.get();
+        if self.grace != grace {
+            self.grace = grace;
+            self.space.grant_grace(until, &mut Silent);
+            self.grace_untold = Some(until);
+        }
+    }
+
+    /// Bytes of memory, in constant time.
+    pub fn bytes(&self) -> usize {
+        size_of::<Held>() + self.space.heap_bytes()
+    }
+
+    /// Brings the totals up to date with this space.
+    fn count(&mut self) {
+        let (users, sessions) = self.space.stored();
+        let size = Size { users, sessions, bytes: self.bytes() };
+        stats::resized(self.counted, size);
+        self.counted = size;
+    }
+
+    /// Files the space in the agenda where it is due earlier than the agenda knows.
+    pub fn schedule(&mut self, db: i32, name: &[u8]) {
+        let due = self.space.next_due(settings::retention());
+        if self.scheduled.is_none_or(|scheduled| due < scheduled) {
+            self.schedule_at(db, name, due);
+        }
+    }
+
+    fn schedule_at(&mut self, db: i32, name: &[u8], due: u64) {
+        agenda::schedule(db, name, due);
+        self.scheduled = Some(due);
+    }
+
+    /// The key has come under this name in another way than by a command of ours.
+    pub fn arrived(&mut self, db: i32, name: &[u8]) {
+        self.scheduled = None;
+        self.schedule(db, name);
+    }
+}
+
+impl Drop for Held {
+    /// May run in a thread of the server that frees in the background: touches atomics only.
+    fn drop(&mut self) {
+        stats::space_went();
+        stats::resized(self.counted, Size::default());
+    }
+}
+
+/// An open key.
+struct Opened(NonNull<raw::RedisModuleKey>);
+
+impl Opened {
+    fn open(ctx: Context, name: Arg<'_>, mode: u32) -> Option<Self> {
+        // SAFETY: the context is that of the call going on, the name lives through it.
+        let key = unsafe { api!(RedisModule_OpenKey(ctx.raw(), name.raw(), mode as c_int)) };
+        NonNull::new(key).map(Opened)
+    }
+
+    /// The space at the key; none where the key is empty.
+    fn value(&self) -> Result<Option<NonNull<Held>>, Error> {
+        // SAFETY: the key is open. Its value is of our type, so it is a `Held`, which lives at
+        // least until the key is closed.
+        unsafe {
+            if api!(RedisModule_KeyType(self.0.as_ptr())) == raw::REDISMODULE_KEYTYPE_EMPTY as c_int
+            {
+                return Ok(None);
+            }
+            if api!(RedisModule_ModuleTypeGetType(self.0.as_ptr())) != datatype::raw_type() {
+                return Err(Error::WRONG_TYPE);
+            }
+            Ok(NonNull::new(api!(RedisModule_ModuleTypeGetValue(self.0.as_ptr())).cast()))
+        }
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        // SAFETY: open, and closed once.
+        unsafe { api!(RedisModule_CloseKey(self.0.as_ptr())) };
+    }
+}
+
+/// A space that is open for reading.
+pub struct SpaceRef {
+    held: NonNull<Held>,
+    _key: Opened,
+}
+
+impl SpaceRef {
+    pub fn open(ctx: Context, name: Arg<'_>) -> Result<Option<Self>, Error> {
+        let Some(key) = Opened::open(ctx, name, raw::REDISMODULE_READ) else { return Ok(None) };
+        let Some(mut held) = key.value()? else { return Ok(None) };
+        // SAFETY: nothing else refers to the value: commands run one at a time, and each opens
+        // its key once.
+        unsafe { held.as_mut() }.catch_up();
+        Ok(Some(SpaceRef { held, _key: key }))
+    }
+}
+
+impl std::ops::Deref for SpaceRef {
+    type Target = Space;
+
+    fn deref(&self) -> &Space {
+        // SAFETY: the key is open, so its value is there; it is only read.
+        &unsafe { self.held.as_ref() }.space
+    }
+}
+
+/// Where the value of a [`SpaceKey`] is.
+enum Value {
+    InKeyspace(NonNull<Held>),
+    /// Not a key yet.
+    New(Box<Held>),
+}
+
+/// A space that is open to be changed.
+pub struct SpaceKey<'a> {
+    ctx: Context,
+    name: Arg<'a>,
+    db: i32,
+    now: u64,
+    value: Value,
+    key: Opened,
+}
+
+impl<'a> SpaceKey<'a> {
+    pub fn open(ctx: Context, name: Arg<'a>, now: u64) -> Result<Option<Self>, Error> {
+        let Some(key) = Opened::open(ctx, name, raw::REDISMODULE_READ | raw::REDISMODULE_WRITE)
+        else {
+            return Ok(None);
+        };
+        let Some(mut held) = key.value()? else { return Ok(None) };
+        // SAFETY: as in `SpaceRef::open`.
+        unsafe { held.as_mut() }.catch_up();
+        Ok(Some(SpaceKey { ctx, name, db: ctx.db(), now, value: Value::InKeyspace(held), key }))
+    }
+
+    pub fn open_or_create(ctx: Context, name: Arg<'a>, now: u64) -> Result<Self, Error> {
+        let mode = raw::REDISMODULE_READ | raw::REDISMODULE_WRITE;
+        let Some(key) = Opened::open(ctx, name, mode) else {
+            return Err(Error::new("the key cannot be opened for writing"));
+        };
+        let db = ctx.db();
+        let value = match key.value()? {
+            Some(mut held) => {
+                // SAFETY: as in `SpaceRef::open`.
+                unsafe { held.as_mut() }.catch_up();
+                Value::InKeyspace(held)
+            }
+            None => {
+                let epoch = agenda::new_epoch(db, name.bytes(), now);
+                Value::New(Box::new(Held::new(Space::new(epoch))))
+            }
+        };
+        Ok(SpaceKey { ctx, name, db, now, value, key })
+    }
+
+    pub fn is_new(&self) -> bool {
+        matches!(self.value, Value::New(_))
+    }
+
+    fn held(&mut self) -> &mut Held {
+        match &mut self.value {
+            // SAFETY: the key is open, so its value is there, and this is the only reference.
+            Value::InKeyspace(held) => unsafe { held.as_mut() },
+            Value::New(held) => held,
+        }
+    }
+
+    pub fn space(&mut self) -> &mut Space {
+        &mut self.held().space
+    }
+
+    /// The journal for what is decided now. It begins with what others must know before that.
+    pub fn journal(&mut self) -> Journal {
+        let mut journal = Journal::new(settings::retention());
+        if let Value::New(held) = &self.value {
+            held.space.announce(&mut journal);
+        }
+        if let Some(until) = self.held().grace_untold {
+            journal.effect(&crate::space::Effect::Grace { until });
+        }
+        journal.end_preface();
+        journal
+    }
+
+    /// Hands on what has happened: makes the space a key where it was none; tells replicas and
+    /// the AOF, then subscribers; sees to the agenda, INFO, WATCH. A key that has nothing left to
+    /// keep goes.
+    pub fn commit(mut self, journal: &Journal) {
+        if self.hand_on(journal) && !journal.is_replaying() {
+            self.delete_if_spent();
+        }
+    }
+
+    /// Everything of [`Self::commit`] but the deletion: for who goes on changing the space.
+    /// Returns whether more than leases has changed.
+    pub fn hand_on(&mut self, journal: &Journal) -> bool {
+        if journal.is_empty() && !journal.is_replaying() {
+            return false;
+        }
+        self.store();
+        if journal.is_replaying() {
+            self.ctx.replicate_verbatim();
+        } else if journal.has_effects() {
+            self.held().grace_untold = None;
+            self.ctx.replicate(journal::APPLY, self.name, journal.batch());
+        }
+        journal.publish(self.ctx, self.name.bytes());
+        let changed = journal.has_events() || journal.is_replaying();
+        let (db, name) = (self.db, self.name);
+        if changed {
+            self.held().count();
+        }
+        if journal.has_events() {
+            self.ctx.signal_modified(name);
+            waiters::wake(db, name.bytes());
+        }
+        self.held().schedule(db, name.bytes());
+        sweep::arm(self.ctx, self.now);
+        changed
+    }
+
+    /// Makes a new space the value of its key.
+    fn store(&mut self) {
+        if !self.is_new() {
+            return;
+        }
+        let placeholder = Value::InKeyspace(NonNull::dangling());
+        if let Value::New(held) = std::mem::replace(&mut self.value, placeholder) {
+            let held = NonNull::from(Box::leak(held));
+            // SAFETY: the key is open for writing and empty; the server owns the value from now
+            // on and frees it with `datatype::free`.
+            unsafe {
+                api!(RedisModule_ModuleTypeSetValue(
+                    self.key.0.as_ptr(),
+                    datatype::raw_type(),
+                    held.as_ptr().cast()
+                ))
+            };
+            self.value = Value::InKeyspace(held);
+        }
+    }
+
+    /// Deletes the key where nobody is there and nothing is kept.
+    pub fn delete_if_spent(mut self) {
+        let now = self.now;
+        if self.is_new() || !self.space().is_spent(now, settings::retention()) {
+            return;
+        }
+        let (ctx, name) = (self.ctx, self.name);
+        drop(self);
+        // Replicates, notifies and signals by itself.
+        ctx.call_on_key(c"UNLINK", name);
+    }
+
+    /// Files the space in the agenda under the moment at which it is next due, or at `due`.
+    pub fn reschedule(&mut self, due: Option<u64>) {
+        let (db, name) = (self.db, self.name);
+        let held = self.held();
+        let due = due.unwrap_or_else(|| held.space.next_due(settings::retention()));
+        held.schedule_at(db, name.bytes(), due);
+    }
+
+    /// Whether replicas have still to be told of a grace.
+    pub fn owes_grace(&mut self) -> bool {
+        self.held().grace_untold.is_some()
+    }
+}
+
+/// A key of our type that is due to be filed anew: it has come by RENAME, MOVE, COPY or RESTORE.
+pub fn arrived(ctx: Context, name: Arg<'_>) {
+    let mode = raw::REDISMODULE_READ | raw::REDISMODULE_OPEN_KEY_NOTOUCH;
+    let Some(key) = Opened::open(ctx, name, mode) else { return };
+    if let Ok(Some(mut held)) = key.value() {
+        // SAFETY: as in `SpaceRef::open`.
+        unsafe { held.as_mut() }.arrived(ctx.db(), name.bytes());
+        waiters::wake(ctx.db(), name.bytes());
+        sweep::arm(ctx, ctx.now());
+    }
+}

@@ -1,0 +1,71 @@
+//! What happens when the module is loaded, apart from what the crate's macro does.
+
+use super::context::Context;
+use super::{command, datatype, events, info, settings};
+use crate::commands;
+use redis_module::{raw, RedisString, Status};
+use std::ffi::c_int;
+
+/// Whether the server offers what the module cannot do without: everything that Redis 7.0 has.
+fn offers_what_is_needed() -> bool {
+    offers!(RedisModule_CreateDataType)
+        && offers!(RedisModule_GetDbIdFromIO)
+        && offers!(RedisModule_GetKeyNameFromIO)
+        && offers!(RedisModule_GetKeyNameFromOptCtx)
+        && offers!(RedisModule_GetDbIdFromOptCtx)
+        && offers!(RedisModule_IsIOError)
+        && offers!(RedisModule_LoadConfigs)
+        && offers!(RedisModule_RegisterNumericConfig)
+        && offers!(RedisModule_ReplyWithMap)
+        && offers!(RedisModule_RegisterInfoFunc)
+        && offers!(RedisModule_InfoAddFieldULongLong)
+        && offers!(RedisModule_SubscribeToServerEvent)
+        && offers!(RedisModule_CreateTimer)
+        && offers!(RedisModule_Call)
+}
+
+pub fn init(crate_ctx: &redis_module::Context, _args: &[RedisString]) -> Status {
+    // SAFETY: the context is that of the loading that is going on.
+    let ctx = unsafe { Context::from_raw(crate_ctx.ctx) };
+    let refused = |what: &str| {
+        ctx.log(c"warning", &format!("presence: {what}; the module needs Redis 7.0 or Valkey 7.2"));
+        Status::Err
+    };
+    if !offers_what_is_needed() {
+        return refused("the server lacks functions");
+    }
+    let options = raw::REDISMODULE_OPTIONS_HANDLE_IO_ERRORS
+        | raw::REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED
+        | raw::REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD;
+    // SAFETY: as above.
+    unsafe { api!(RedisModule_SetModuleOptions(ctx.raw(), options as c_int)) };
+    if !datatype::register(ctx) {
+        return refused("the type of spaces cannot be registered");
+    }
+    if !commands::register(ctx) {
+        return refused("a command cannot be registered");
+    }
+    if !settings::register(crate_ctx) {
+        return refused("the settings cannot be registered");
+    }
+    if !events::subscribe(ctx) {
+        return refused("the server's events cannot be subscribed to");
+    }
+    if !info::register(ctx) {
+        return refused("INFO cannot be registered");
+    }
+    Status::Ok
+}
+
+/// The type of the commands' table.
+pub type Registration = fn(Context) -> bool;
+
+/// Registers a table of commands.
+pub fn register_all(ctx: Context, table: &[Registration]) -> bool {
+    table.iter().all(|register| register(ctx))
+}
+
+/// A row of the table.
+pub const fn row<C: command::Command>() -> Registration {
+    command::register::<C>
+}

@@ -1,0 +1,224 @@
+//! The settings: `CONFIG GET/SET presence.*`.
+
+use crate::space::{Limits, Retention};
+use redis_module::configuration::{
+    register_enum_configuration, register_i64_configuration, register_string_configuration,
+    ConfigurationContext, ConfigurationFlags, ConfigurationValue, EnumConfigurationValue,
+};
+use redis_module::{raw, Context, RedisError, RedisString};
+use std::sync::atomic::{AtomicI32, AtomicI64, Ordering::Relaxed};
+use std::sync::Mutex;
+
+/// A number that can be set.
+struct Number {
+    name: &'static str,
+    default: i64,
+    least: i64,
+    most: i64,
+    /// Whether it may be given with a unit, as in 4kb.
+    is_bytes: bool,
+    value: AtomicI64,
+}
+
+impl Number {
+    const fn new(name: &'static str, default: i64, least: i64, most: i64) -> Self {
+        Number { name, default, least, most, is_bytes: false, value: AtomicI64::new(default) }
+    }
+
+    const fn bytes(name: &'static str, default: i64, most: i64) -> Self {
+        Number { name, default, least: 0, most, is_bytes: true, value: AtomicI64::new(default) }
+    }
+
+    /// Never negative: the least values are not.
+    fn get(&self) -> u64 {
+        self.value.load(Relaxed).unsigned_abs()
+    }
+}
+
+const DAY_MS: i64 = 86_400_000;
+const YEAR_MS: i64 = 365 * DAY_MS;
+
+static LEASE_TTL_MS: Number = Number::new("lease-ttl-ms", 30_000, 1, YEAR_MS);
+static MAX_LEASE_TTL_MS: Number = Number::new("max-lease-ttl-ms", DAY_MS, 1, YEAR_MS);
+static SWEEP_BUDGET_US: Number = Number::new("sweep-budget-us", 1000, 50, 1_000_000);
+static HISTORY_LENGTH: Number = Number::new("history-length", 128, 0, 1_000_000);
+static HISTORY_TTL_MS: Number = Number::new("history-ttl-ms", 60_000, 0, YEAR_MS);
+static MAX_META_BYTES: Number = Number::bytes("max-meta-bytes", 4096, 16 << 20);
+static MAX_MESSAGE_BYTES: Number = Number::bytes("max-message-bytes", 65536, 16 << 20);
+static MAX_SESSIONS_PER_USER: Number = Number::new("max-sessions-per-user", 1024, 1, 65536);
+static MAX_USERS_PER_SPACE: Number = Number::new("max-users-per-space", 0, 0, u32::MAX as i64);
+static RESTART_GRACE_MS: Number = Number::new("restart-grace-ms", 30_000, 0, DAY_MS);
+
+static NUMBERS: [&Number; 10] = [
+    &LEASE_TTL_MS,
+    &MAX_LEASE_TTL_MS,
+    &SWEEP_BUDGET_US,
+    &HISTORY_LENGTH,
+    &HISTORY_TTL_MS,
+    &MAX_META_BYTES,
+    &MAX_MESSAGE_BYTES,
+    &MAX_SESSIONS_PER_USER,
+    &MAX_USERS_PER_SPACE,
+    &RESTART_GRACE_MS,
+];
+
+/// Where events are published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelMode {
+    Global = 0,
+    Sharded = 1,
+}
+
+impl TryFrom<i32> for ChannelMode {
+    type Error = RedisError;
+
+    fn try_from(value: i32) -> Result<Self, RedisError> {
+        match value {
+            0 => Ok(ChannelMode::Global),
+            1 => Ok(ChannelMode::Sharded),
+            _ => Err(RedisError::Str("channel-mode is global or sharded")),
+        }
+    }
+}
+
+impl From<ChannelMode> for i32 {
+    fn from(mode: ChannelMode) -> i32 {
+        mode as i32
+    }
+}
+
+impl EnumConfigurationValue for ChannelMode {
+    fn get_options(&self) -> (Vec<String>, Vec<i32>) {
+        (vec!["global".into(), "sharded".into()], vec![0, 1])
+    }
+}
+
+struct Mode(AtomicI32);
+
+impl ConfigurationValue<ChannelMode> for Mode {
+    fn get(&self, _: &ConfigurationContext) -> ChannelMode {
+        channel_mode()
+    }
+
+    fn set(&self, _: &ConfigurationContext, mode: ChannelMode) -> Result<(), RedisError> {
+        self.0.store(mode.into(), Relaxed);
+        Ok(())
+    }
+}
+
+struct Prefix(Mutex<String>);
+
+impl ConfigurationValue<RedisString> for Prefix {
+    fn get(&self, _: &ConfigurationContext) -> RedisString {
+        with_channel_prefix(|prefix| RedisString::create_from_slice(std::ptr::null_mut(), prefix))
+    }
+
+    fn set(&self, _: &ConfigurationContext, value: RedisString) -> Result<(), RedisError> {
+        let text = std::str::from_utf8(value.as_slice())
+            .map_err(|_| RedisError::Str("channel-prefix must be UTF-8 text"))?;
+        if text.contains('\0') {
+            // CONFIG REWRITE could not write it.
+            return Err(RedisError::Str("channel-prefix must not contain NUL"));
+        }
+        if let Ok(mut prefix) = self.0.lock() {
+            text.clone_into(&mut prefix);
+        }
+        Ok(())
+    }
+}
+
+const DEFAULT_PREFIX: &str = "presence:";
+static CHANNEL_MODE: Mode = Mode(AtomicI32::new(0));
+static CHANNEL_PREFIX: Prefix = Prefix(Mutex::new(String::new()));
+
+/// The lease where the command gives none (ms): never one that the command could not give.
+pub fn lease_ttl_ms() -> u64 {
+    LEASE_TTL_MS.get().min(max_lease_ttl_ms())
+}
+
+pub fn max_lease_ttl_ms() -> u64 {
+    MAX_LEASE_TTL_MS.get()
+}
+
+pub fn sweep_budget_us() -> u64 {
+    SWEEP_BUDGET_US.get()
+}
+
+pub fn max_meta_bytes() -> usize {
+    MAX_META_BYTES.get() as usize
+}
+
+pub fn max_message_bytes() -> usize {
+    MAX_MESSAGE_BYTES.get() as usize
+}
+
+pub fn restart_grace_ms() -> u64 {
+    RESTART_GRACE_MS.get()
+}
+
+pub fn retention() -> Retention {
+    Retention { length: HISTORY_LENGTH.get(), ttl: HISTORY_TTL_MS.get() }
+}
+
+pub fn limits() -> Limits {
+    Limits {
+        sessions_per_user: MAX_SESSIONS_PER_USER.get(),
+        users: MAX_USERS_PER_SPACE.get(),
+        retention: retention(),
+    }
+}
+
+pub fn channel_mode() -> ChannelMode {
+    if CHANNEL_MODE.0.load(Relaxed) == 0 {
+        ChannelMode::Global
+    } else {
+        ChannelMode::Sharded
+    }
+}
+
+pub fn with_channel_prefix<T>(use_it: impl FnOnce(&[u8]) -> T) -> T {
+    match CHANNEL_PREFIX.0.lock() {
+        Ok(prefix) => use_it(prefix.as_bytes()),
+        Err(_) => use_it(DEFAULT_PREFIX.as_bytes()),
+    }
+}
+
+impl ConfigurationValue<i64> for Number {
+    fn get(&self, _: &ConfigurationContext) -> i64 {
+        self.value.load(Relaxed)
+    }
+
+    fn set(&self, _: &ConfigurationContext, value: i64) -> Result<(), RedisError> {
+        self.value.store(value, Relaxed);
+        Ok(())
+    }
+}
+
+/// Registers the settings and takes over what the configuration file and `loadmodule` gave.
+pub fn register(ctx: &Context) -> bool {
+    for number in NUMBERS {
+        let flags =
+            if number.is_bytes { ConfigurationFlags::MEMORY } else { ConfigurationFlags::DEFAULT };
+        let (default, least, most) = (number.default, number.least, number.most);
+        register_i64_configuration(ctx, number.name, number, default, least, most, flags, None);
+    }
+    let flags = || ConfigurationFlags::DEFAULT;
+    register_string_configuration(
+        ctx,
+        "channel-prefix",
+        &CHANNEL_PREFIX,
+        DEFAULT_PREFIX,
+        flags(),
+        None,
+    );
+    register_enum_configuration(
+        ctx,
+        "channel-mode",
+        &CHANNEL_MODE,
+        ChannelMode::Global,
+        flags(),
+        None,
+    );
+    // SAFETY: called while the module loads, with its context.
+    unsafe { api!(RedisModule_LoadConfigs(ctx.ctx)) == raw::REDISMODULE_OK as i32 }
+}

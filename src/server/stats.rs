@@ -1,0 +1,134 @@
+//! What INFO tells: counters since the module was loaded and gauges of what is there.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+
+/// Counts up only.
+#[derive(Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    const fn new() -> Self {
+        Counter(AtomicU64::new(0))
+    }
+
+    pub fn add(&self, count: u64) {
+        self.0.fetch_add(count, Relaxed);
+    }
+
+    pub fn raise_to(&self, value: u64) {
+        self.0.fetch_max(value, Relaxed);
+    }
+
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+pub static JOINS: Counter = Counter::new();
+pub static LEAVES: Counter = Counter::new();
+pub static TIMEOUTS: Counter = Counter::new();
+pub static RENEWALS: Counter = Counter::new();
+pub static EVENTS: Counter = Counter::new();
+pub static MESSAGES: Counter = Counter::new();
+pub static SWEEPS: Counter = Counter::new();
+pub static LONGEST_SWEEP_US: Counter = Counter::new();
+
+/// How late the ends of leases were noticed (ms).
+pub struct Lags {
+    pub last: Counter,
+    pub max: Counter,
+    recent: [AtomicU64; WINDOW],
+    next: AtomicU64,
+}
+
+/// Of so many ends, the most recent, the 99th percentile is taken.
+const WINDOW: usize = 1024;
+/// What no lag is, for the places of the window that were not used yet.
+const UNUSED: u64 = u64::MAX;
+
+pub static LAGS: Lags = Lags {
+    last: Counter::new(),
+    max: Counter::new(),
+    recent: [const { AtomicU64::new(UNUSED) }; WINDOW],
+    next: AtomicU64::new(0),
+};
+
+impl Lags {
+    pub fn note(&self, lag: u64) {
+        self.last.set(lag);
+        self.max.raise_to(lag);
+        let at = self.next.fetch_add(1, Relaxed) as usize % WINDOW;
+        if let Some(place) = self.recent.get(at) {
+            place.store(lag, Relaxed);
+        }
+    }
+
+    pub fn p99(&self) -> u64 {
+        let mut lags: Vec<u64> =
+            self.recent.iter().map(|lag| lag.load(Relaxed)).filter(|lag| *lag != UNUSED).collect();
+        lags.sort_unstable();
+        let rank = (lags.len() * 99).div_ceil(100).saturating_sub(1);
+        lags.get(rank).copied().unwrap_or(0)
+    }
+}
+
+/// Users, sessions and bytes of a space as they were last added to the totals.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Size {
+    pub users: usize,
+    pub sessions: usize,
+    pub bytes: usize,
+}
+
+static SPACES: AtomicI64 = AtomicI64::new(0);
+static USERS: AtomicI64 = AtomicI64::new(0);
+static SESSIONS: AtomicI64 = AtomicI64::new(0);
+static BYTES: AtomicI64 = AtomicI64::new(0);
+
+/// The totals over all spaces in memory. A space that is freed in the background counts until it
+/// is gone.
+pub fn totals() -> (i64, i64, i64, i64) {
+    (SPACES.load(Relaxed), USERS.load(Relaxed), SESSIONS.load(Relaxed), BYTES.load(Relaxed))
+}
+
+pub fn space_came() {
+    SPACES.fetch_add(1, Relaxed);
+}
+
+pub fn space_went() {
+    SPACES.fetch_sub(1, Relaxed);
+}
+
+/// A space was of one size and is now of another.
+pub fn resized(before: Size, after: Size) {
+    let change = |total: &AtomicI64, before: usize, after: usize| {
+        if before != after {
+            total.fetch_add(after as i64 - before as i64, Relaxed);
+        }
+    };
+    change(&USERS, before.users, after.users);
+    change(&SESSIONS, before.sessions, after.sessions);
+    change(&BYTES, before.bytes, after.bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_percentile_is_of_the_recent_ones() {
+        assert_eq!(LAGS.p99(), 0);
+        for lag in 0..200 {
+            LAGS.note(lag);
+        }
+        assert_eq!((LAGS.last.get(), LAGS.max.get(), LAGS.p99()), (199, 199, 197));
+        for _ in 0..WINDOW {
+            LAGS.note(3);
+        }
+        assert_eq!((LAGS.last.get(), LAGS.max.get(), LAGS.p99()), (3, 199, 3));
+    }
+}

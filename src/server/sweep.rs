@@ -1,0 +1,192 @@
+//! The timer that ends what has lapsed.
+//!
+//! Armed for the moment at which the first space of the agenda is due. A slice of work takes the
+//! spaces in the order in which they are due, each by the internal command `PRESENCE._SWEEP`, and
+//! ends when `sweep-budget-us` are over; if there is more, the next slice comes after the server
+//! has served its clients. A replica ends nothing: it only keeps the orders by lease tidy.
+
+use super::args::Arg;
+use super::context::{Context, OwnedString};
+use super::key::{SpaceKey, SpaceRef};
+use super::{agenda, settings, stats};
+use crate::space::{At, Swept};
+use redis_module::raw;
+use std::cell::Cell;
+use std::ffi::{c_void, CStr};
+use std::time::{Duration, Instant};
+
+/// The internal command that sweeps one space. By way of a command, the server checks that the
+/// key's slot is its own, and takes what is replicated as one unit.
+const SWEEP: &CStr = c"PRESENCE._SWEEP";
+
+/// So many sessions end before their events are published and the clock is looked at.
+const GROUP: usize = 16;
+
+/// While the server is paused, or may not touch a key, it is asked again after so many ms.
+const RETRY_MS: u64 = 10;
+/// A replica tidies up so often, at most (ms).
+const TIDY_MS: u64 = 100;
+/// The timer runs at least so often while anything is filed (ms): the clock may have been set.
+const LONGEST_MS: u64 = 10_000;
+
+thread_local! {
+    /// For when the timer is armed, and its id.
+    static ARMED: Cell<Option<(u64, raw::RedisModuleTimerID)>> = const { Cell::new(None) };
+    /// The end of the slice of work that is going on.
+    static SLICE_ENDS: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// Set while the timer's callback runs, which arms the timer itself when it is done.
+    static IN_TIMER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Sees to it that the timer runs when the first space is due.
+pub fn arm(ctx: Context, now: u64) {
+    if IN_TIMER.get() {
+        return;
+    }
+    let Some(due) = agenda::next_due() else { return };
+    arm_for(ctx, now, due);
+}
+
+fn arm_for(ctx: Context, now: u64, due: u64) {
+    let due = due.min(now + LONGEST_MS);
+    if let Some((armed_for, id)) = ARMED.get() {
+        // One that runs a little too early does no harm.
+        if armed_for <= due {
+            return;
+        }
+        // SAFETY: the id is of a timer that has not run: `tick` clears it first of all.
+        unsafe { api!(RedisModule_StopTimer(ctx.raw(), id, std::ptr::null_mut())) };
+    }
+    let wait = due.saturating_sub(now) as i64;
+    // SAFETY: the callback is a plain function that lives as long as the module.
+    let id =
+        unsafe { api!(RedisModule_CreateTimer(ctx.raw(), wait, Some(tick), std::ptr::null_mut())) };
+    ARMED.set(Some((due, id)));
+}
+
+unsafe extern "C" fn tick(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
+    ARMED.set(None);
+    let ctx = Context::from_raw(ctx);
+    IN_TIMER.set(true);
+    let next = if !ctx.is_primary() {
+        slice(ctx, tidy_first).map(|_| ctx.now() + TIDY_MS)
+    } else if ctx.is_paused() {
+        agenda::next_due().map(|_| ctx.now() + RETRY_MS)
+    } else {
+        slice(ctx, sweep_first)
+    };
+    IN_TIMER.set(false);
+    if let Some(due) = next {
+        arm_for(ctx, ctx.now(), due);
+    }
+}
+
+/// Works through what is due for as long as the budget lasts. Returns when there is more to do.
+fn slice(ctx: Context, work_on: fn(Context, i32, Arg<'_>, u64)) -> Option<u64> {
+    let began = Instant::now();
+    let budget = Duration::from_micros(settings::sweep_budget_us());
+    let ends = began + budget;
+    SLICE_ENDS.set(Some(ends));
+    let mut worked = false;
+    while let Some((due, db, name)) = agenda::first_due(ctx.now()) {
+        worked = true;
+        let key = OwnedString::new(&name);
+        if ctx.select_db(db) {
+            work_on(ctx, db, key.as_arg(), due);
+        } else {
+            agenda::forget(db, &name);
+        }
+        if Instant::now() >= ends {
+            break;
+        }
+    }
+    SLICE_ENDS.set(None);
+    if worked {
+        stats::SWEEPS.add(1);
+        stats::LONGEST_SWEEP_US.raise_to(began.elapsed().as_micros() as u64);
+    }
+    agenda::next_due()
+}
+
+fn sweep_first(ctx: Context, db: i32, key: Arg<'_>, due: u64) {
+    if !ctx.call_on_key(SWEEP, key) {
+        // Another type is at the key, or the key's slot is not ours at present.
+        match SpaceRef::open(ctx, key) {
+            Ok(Some(_)) => agenda::schedule(db, key.bytes(), ctx.now() + RETRY_MS),
+            _ => agenda::forget(db, key.bytes()),
+        }
+    } else if agenda::next_due() == Some(due)
+        && agenda::first_due(due).is_some_and(|(_, at, name)| at == db && name == key.bytes())
+    {
+        // The command did not see this key, or left it as it was: never twice for nothing.
+        agenda::schedule(db, key.bytes(), ctx.now() + 1);
+    }
+}
+
+/// A replica's part: what was renewed is filed again, what has lapsed waits for the primary.
+fn tidy_first(ctx: Context, db: i32, key: Arg<'_>, _due: u64) {
+    let now = ctx.now();
+    match SpaceKey::open(ctx, key, now) {
+        Ok(Some(mut space)) => {
+            space.space().tidy(now, &mut time_left);
+            let due = space.space().next_due(settings::retention());
+            space.reschedule(Some(due.max(now + TIDY_MS)));
+        }
+        _ => agenda::forget(db, key.bytes()),
+    }
+}
+
+/// Whether the slice goes on.
+fn time_left() -> bool {
+    SLICE_ENDS.get().is_none_or(|ends| Instant::now() < ends)
+}
+
+/// Sweeps one space: what `PRESENCE._SWEEP` does. Returns how many sessions ended.
+pub fn sweep_space(ctx: Context, name: Arg<'_>, now: u64) -> Result<usize, super::error::Error> {
+    if ctx.is_replaying() || !ctx.is_primary() {
+        return Err(super::error::Error::new("only a primary sweeps"));
+    }
+    let Some(mut key) = SpaceKey::open(ctx, name, now)? else {
+        agenda::forget(ctx.db(), name.bytes());
+        return Ok(0);
+    };
+    let is_own_slice = SLICE_ENDS.get().is_none();
+    if is_own_slice {
+        let budget = Duration::from_micros(settings::sweep_budget_us());
+        SLICE_ENDS.set(Some(Instant::now() + budget));
+    }
+    let mut ended = 0;
+    let more = loop {
+        let swept = sweep_group(&mut key, name, now);
+        ended += swept.ended;
+        if !swept.more || !time_left() {
+            break swept.more;
+        }
+    };
+    if is_own_slice {
+        SLICE_ENDS.set(None);
+    }
+    // What is left waits behind the spaces that are due already.
+    key.reschedule(more.then_some(now));
+    arm(ctx, now);
+    if !more {
+        key.delete_if_spent();
+    }
+    Ok(ended)
+}
+
+/// Ends some sessions and publishes that.
+fn sweep_group(key: &mut SpaceKey<'_>, name: Arg<'_>, now: u64) -> Swept {
+    let mut journal = key.journal();
+    let at = At { space: name.bytes(), now, limits: settings::limits() };
+    let mut steps = 0;
+    let swept = key.space().sweep(at, &mut journal, &mut || {
+        steps += 1;
+        steps < GROUP
+    });
+    if key.owes_grace() {
+        journal.force();
+    }
+    key.hand_on(&journal);
+    swept
+}
