@@ -1,0 +1,138 @@
+# What can be done here. `make` alone lists it; the work of the longer ones is in scripts/.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Said in `make help`, below.
+SERVER ?=
+PORT ?= 6379
+ENGINES ?=
+KEEP ?=
+PREFIX ?= /usr
+DESTDIR ?=
+MODULEDIR ?= $(PREFIX)/lib/redis/modules
+export SERVER PORT KEEP
+
+# rustup does not put cargo on the PATH of shells that were open before it.
+CARGO ?= $(shell type -P cargo || echo "$${CARGO_HOME:-$$HOME/.cargo}/bin/cargo")
+
+# cargo takes a relative CARGO_TARGET_DIR from where it stands; everybody gets the absolute one.
+ifdef CARGO_TARGET_DIR
+override CARGO_TARGET_DIR := $(shell realpath -m -- "$(CARGO_TARGET_DIR)")
+export CARGO_TARGET_DIR
+TARGET := $(CARGO_TARGET_DIR)
+else
+TARGET := $(CURDIR)/target
+endif
+MODULE := $(TARGET)/release/presence.so
+export PRESENCE_MODULE := $(MODULE)
+
+# One cargo at a time: they would only wait for each other's locks.
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## list what can be done (what `make` alone does)
+	@echo 'redis-presence: presence for Redis and Valkey, as a module.'
+	@echo
+	@echo 'usage: make TARGET [VARIABLE=value ...]'
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo 'variables:'
+	@echo '  SERVER=x       for run and test: a redis-server or valkey-server, by path or by name on PATH'
+	@echo '                 (default: redis-server, or valkey-server where there is no other)'
+	@echo '  PORT=n         for run: the port (default: 6379)'
+	@echo '  KEEP=1         for run: go on with the data of the last run on that port (default: start empty)'
+	@echo '  ENGINES="…"    for engines and test-engines: which of redis-7.0 redis-8.0 valkey-8 valkey-9'
+	@echo '                 (default: all)'
+	@echo '  PREFIX=dir     for install: where servers live (default: /usr); DESTDIR=dir goes in front;'
+	@echo '  MODULEDIR=dir  the folder itself (default: PREFIX/lib/redis/modules)'
+	@echo
+	@echo 'The module is built as target/release/presence.so.'
+
+.PHONY: setup
+setup: ## install what is missing: a server, libclang, a C compiler (Debian, Ubuntu; else say what)
+	@scripts/setup
+
+# What building needs, without a server.
+.PHONY: setup-build
+setup-build:
+	@scripts/setup build
+
+# cargo links libpresence.so in place. A server that has the old file mapped would crash if it were
+# written over, so the product is a copy that arrives by a rename.
+.PHONY: build
+build: setup-build ## build the module, optimised: target/release/presence.so
+	@echo 'build: cargo build --release'
+	@"$(CARGO)" build --locked --release
+	@cp -- "$(TARGET)/release/libpresence.so" "$(MODULE).new"
+	@mv -f -- "$(MODULE).new" "$(MODULE)"
+	@echo 'build: $(MODULE)'
+
+# Before a minute of building, not after it.
+.PHONY: check-port
+check-port:
+	@scripts/run check
+
+.PHONY: run
+run: check-port setup build ## set up, build, start SERVER with the module on PORT in the foreground
+	@exec scripts/run
+
+.PHONY: test
+test: setup build ## set up, build, run all tests: the core's, and the whole against SERVER
+	@server=$$(scripts/server); echo "test: unit and integration tests on $$server"; \
+	PRESENCE_SERVER=$$server "$(CARGO)" test --locked
+
+.PHONY: unit
+unit: setup-build ## run the core's tests alone: no server, seconds
+	@echo 'unit: cargo test --lib'
+	@"$(CARGO)" test --locked --lib
+
+.PHONY: lint
+lint: setup-build ## check formatting, clippy without a warning, and the scripts' syntax
+	@if "$(CARGO)" fmt --version >/dev/null 2>&1; then \
+	    echo 'lint: cargo fmt --check'; "$(CARGO)" fmt --check; \
+	else echo 'lint: formatting not checked, rustfmt is missing (rustup component add rustfmt)'; fi
+	@if "$(CARGO)" clippy --version >/dev/null 2>&1; then \
+	    echo 'lint: cargo clippy'; "$(CARGO)" clippy --locked --all-targets -- -D warnings; \
+	else echo 'lint: clippy not run, it is missing (rustup component add clippy)'; fi
+	@echo 'lint: bash -n'; for script in $$(grep -lE '^#!.*bash' scripts/* .ci/run); do bash -n "$$script"; done
+
+.PHONY: doc
+doc: setup-build ## write the code's documentation: target/doc/presence/index.html
+	@echo 'doc: cargo doc'
+	@"$(CARGO)" doc --locked --no-deps --document-private-items
+	@echo 'doc: $(TARGET)/doc/presence/index.html'
+
+# It only copies, so that `sudo make install` compiles nothing as root. Executable, as servers
+# demand of a module; by a rename, as in build.
+.PHONY: install
+install: ## copy the built module to where servers look: /usr/lib/redis/modules/presence.so
+	@[[ -f "$(MODULE)" ]] || { echo 'install: there is no $(MODULE) yet: make build' >&2; exit 1; }
+	@install -d -- "$(DESTDIR)$(MODULEDIR)"
+	@install -m 755 -- "$(MODULE)" "$(DESTDIR)$(MODULEDIR)/presence.so.new"
+	@mv -f -- "$(DESTDIR)$(MODULEDIR)/presence.so.new" "$(DESTDIR)$(MODULEDIR)/presence.so"
+	@echo 'install: $(DESTDIR)$(MODULEDIR)/presence.so'
+	@echo 'install: in the server'"'"'s configuration: loadmodule $(MODULEDIR)/presence.so'
+
+.PHONY: engines
+engines: ## fetch Redis 7.0, 8.0 and Valkey 8, 9 into ./engines, without root
+	@scripts/engines $(ENGINES)
+
+.PHONY: test-engines
+test-engines: build engines ## run the integration tests on each of the engines
+	@CARGO="$(CARGO)" scripts/test-engines $(ENGINES)
+
+.PHONY: deny
+deny: ## check licences, sources and known advisories of the dependencies, by cargo-deny
+	@"$(CARGO)" deny --version >/dev/null 2>&1 || \
+	    { echo 'deny: cargo-deny is missing: cargo install --locked cargo-deny' >&2; exit 1; }
+	@echo 'deny: licences, bans, sources'; "$(CARGO)" deny --locked check licenses bans sources
+	@echo 'deny: advisories (fetches the advisory database)'; "$(CARGO)" deny --locked check advisories
+
+.PHONY: clean
+clean: ## remove what was built and what `make run` left (./engines stays)
+	@echo 'clean: $(TARGET), $(CURDIR)/run'
+	@"$(CARGO)" clean --quiet
+	@rm -rf run
