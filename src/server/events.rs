@@ -103,6 +103,8 @@ unsafe extern "C" fn on_role(
 ) {
     if subevent == raw::REDISMODULE_EVENT_REPLROLECHANGED_NOW_MASTER {
         begin_to_decide(Context::from_raw(ctx));
+    } else {
+        key::withdraw_grace();
     }
 }
 

@@ -40,6 +40,12 @@ pub fn grant_grace(until: u64) {
     GRACE.set((GRACE.get().0.wrapping_add(1), until));
 }
 
+/// This server decides no longer: a space that has not taken the grace in yet must not do so by
+/// itself.
+pub fn withdraw_grace() {
+    GRACE.set((GRACE.get().0.wrapping_add(1), 0));
+}
+
 impl Held {
     pub fn new(space: Space) -> Self {
         stats::space_came();
@@ -66,8 +72,10 @@ impl Held {
         let (grace, until) = GRACE.get();
         if self.grace != grace {
             self.grace = grace;
-            self.space.grant_grace(until, &mut Silent);
-            self.grace_untold = Some(until);
+            if until > 0 {
+                self.space.grant_grace(until, &mut Silent);
+            }
+            self.grace_untold = Some(until).filter(|until| *until > 0);
         }
     }
 
@@ -191,8 +199,17 @@ pub struct SpaceKey<'a> {
 
 impl<'a> SpaceKey<'a> {
     pub fn open(ctx: Context, name: Arg<'a>, now: u64) -> Result<Option<Self>, Error> {
-        let Some(key) = Opened::open(ctx, name, raw::REDISMODULE_READ | raw::REDISMODULE_WRITE)
-        else {
+        Self::open_as(ctx, name, now, 0)
+    }
+
+    /// The same by who is not a client: the key is no less idle for it.
+    pub fn open_untouched(ctx: Context, name: Arg<'a>, now: u64) -> Result<Option<Self>, Error> {
+        Self::open_as(ctx, name, now, raw::REDISMODULE_OPEN_KEY_NOTOUCH)
+    }
+
+    fn open_as(ctx: Context, name: Arg<'a>, now: u64, how: u32) -> Result<Option<Self>, Error> {
+        let mode = raw::REDISMODULE_READ | raw::REDISMODULE_WRITE | how;
+        let Some(key) = Opened::open(ctx, name, mode) else {
             return Ok(None);
         };
         let Some(mut held) = key.value()? else { return Ok(None) };

@@ -126,7 +126,7 @@ fn sweep_first(ctx: Context, db: i32, key: Arg<'_>, due: u64) {
 /// A replica's part: what was renewed is filed again, what has lapsed waits for the primary.
 fn tidy_first(ctx: Context, db: i32, key: Arg<'_>, _due: u64) {
     let now = ctx.now();
-    match SpaceKey::open(ctx, key, now) {
+    match SpaceKey::open_untouched(ctx, key, now) {
         Ok(Some(mut space)) => {
             space.space().tidy(now, &mut time_left);
             let due = space.space().next_due(settings::retention());
@@ -146,7 +146,7 @@ pub fn sweep_space(ctx: Context, name: Arg<'_>, now: u64) -> Result<usize, super
     if ctx.is_replaying() || !ctx.is_primary() {
         return Err(super::error::Error::new("only a primary sweeps"));
     }
-    let Some(mut key) = SpaceKey::open(ctx, name, now)? else {
+    let Some(mut key) = SpaceKey::open_untouched(ctx, name, now)? else {
         agenda::forget(ctx.db(), name.bytes());
         return Ok(0);
     };
