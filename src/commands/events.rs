@@ -41,11 +41,7 @@ impl Command for Events {
                 let value = if value == b"$" { None } else { Some(parse::event_id(value)?) };
                 set_once(&mut after, value, "AFTER")?;
             } else if args.take_word("COUNT") {
-                let value = integer(args.value_of("COUNT")?).ok_or(Error::NOT_AN_INTEGER)?;
-                let value = usize::try_from(value).ok().filter(|value| *value > 0);
-                let value =
-                    value.ok_or_else(|| Error::syntax("COUNT takes a number of 1 or more"))?;
-                set_once(&mut count, value, "COUNT")?;
+                set_once(&mut count, parse::count(&mut args)?, "COUNT")?;
             } else if args.take_word("BLOCK") {
                 let value = integer(args.value_of("BLOCK")?)
                     .ok_or_else(|| Error::new("timeout is not an integer or out of range"))?;

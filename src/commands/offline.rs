@@ -1,6 +1,6 @@
 //! `PRESENCE.OFFLINE`: sessions end, at once or unless they come back soon.
 
-use super::parse::{self, Whom};
+use super::parse::{self, Whom, SESSIONS_LIST, USERS_LIST};
 use crate::server::args::{integer, set_once};
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
@@ -32,24 +32,8 @@ impl Command for Offline {
                             ArgSpec::new("session", ArgKind::String).after("SESSION").optional(),
                         ]),
                     ),
-                    ArgSpec::new(
-                        "users",
-                        ArgKind::Block(&[
-                            ArgSpec::new("numusers", ArgKind::Integer).after("USERS"),
-                            USER.multiple(),
-                        ]),
-                    ),
-                    ArgSpec::new(
-                        "sessions",
-                        ArgKind::Block(&[
-                            ArgSpec::new("numsessions", ArgKind::Integer).after("SESSIONS"),
-                            ArgSpec::new(
-                                "pair",
-                                ArgKind::Block(&[USER, ArgSpec::new("session", ArgKind::String)]),
-                            )
-                            .multiple(),
-                        ]),
-                    ),
+                    USERS_LIST,
+                    SESSIONS_LIST,
                 ]),
             ),
             ArgSpec::new("milliseconds", ArgKind::Integer).after("LINGER").optional(),

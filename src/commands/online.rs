@@ -1,6 +1,6 @@
 //! `PRESENCE.ONLINE`: a session is alive.
 
-use super::parse::{self, Times, Whom};
+use super::parse::{self, Times, Whom, SESSIONS_LIST, USERS_LIST};
 use crate::server::args::set_once;
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
@@ -40,24 +40,8 @@ impl Command for Online {
                             ArgSpec::new("json", ArgKind::String).after("META").optional(),
                         ]),
                     ),
-                    ArgSpec::new(
-                        "users",
-                        ArgKind::Block(&[
-                            ArgSpec::new("numusers", ArgKind::Integer).after("USERS"),
-                            USER.multiple(),
-                        ]),
-                    ),
-                    ArgSpec::new(
-                        "sessions",
-                        ArgKind::Block(&[
-                            ArgSpec::new("numsessions", ArgKind::Integer).after("SESSIONS"),
-                            ArgSpec::new(
-                                "pair",
-                                ArgKind::Block(&[USER, ArgSpec::new("session", ArgKind::String)]),
-                            )
-                            .multiple(),
-                        ]),
-                    ),
+                    USERS_LIST,
+                    SESSIONS_LIST,
                 ]),
             ),
             ArgSpec::new("lease", ArgKind::OneOf(&TIMES)).optional(),

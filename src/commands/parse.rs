@@ -2,6 +2,7 @@
 
 use crate::json;
 use crate::server::args::{integer, looks_like_a_count, Arg, Args};
+use crate::server::command::{ArgKind, ArgSpec, USER};
 use crate::server::error::{quoted, Error};
 use crate::server::journal;
 use crate::server::settings::{self, ChannelMode};
@@ -142,6 +143,29 @@ impl Times {
         }
     }
 }
+
+/// How many of something to return: 1 or more.
+pub fn count(args: &mut Args<'_>) -> Result<usize, Error> {
+    let value = integer(args.value_of("COUNT")?).ok_or(Error::NOT_AN_INTEGER)?;
+    let value = usize::try_from(value).ok().filter(|value| *value > 0);
+    value.ok_or_else(|| Error::syntax("COUNT takes a number of 1 or more"))
+}
+
+/// `USERS n user …`, for `COMMAND DOCS`.
+pub const USERS_LIST: ArgSpec = ArgSpec::new(
+    "users",
+    ArgKind::Block(&[ArgSpec::new("numusers", ArgKind::Integer).after("USERS"), USER.multiple()]),
+);
+
+/// `SESSIONS n user session …`, for `COMMAND DOCS`.
+pub const SESSIONS_LIST: ArgSpec = ArgSpec::new(
+    "sessions",
+    ArgKind::Block(&[
+        ArgSpec::new("numsessions", ArgKind::Integer).after("SESSIONS"),
+        ArgSpec::new("pair", ArgKind::Block(&[USER, ArgSpec::new("session", ArgKind::String)]))
+            .multiple(),
+    ]),
+);
 
 /// Whom a command is about.
 pub enum Whom<'a> {

@@ -1,7 +1,7 @@
 //! `PRESENCE.SPACE`: who is here, at once or page by page.
 
-use super::view;
-use crate::server::args::{integer, set_once};
+use super::{parse, view};
+use crate::server::args::set_once;
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
 use crate::server::error::{Error, Outcome};
@@ -49,11 +49,7 @@ impl Command for Space {
                     "CURSOR",
                 )?;
             } else if args.take_word("COUNT") {
-                let value = integer(args.value_of("COUNT")?).ok_or(Error::NOT_AN_INTEGER)?;
-                let value = usize::try_from(value).ok().filter(|value| *value > 0);
-                let value =
-                    value.ok_or_else(|| Error::syntax("COUNT takes a number of 1 or more"))?;
-                set_once(&mut count, value, "COUNT")?;
+                set_once(&mut count, parse::count(&mut args)?, "COUNT")?;
             } else {
                 return Err(args.unknown_option());
             }

@@ -64,7 +64,25 @@ pub struct Event<'a> {
     pub at: Timestamp,
 }
 
-impl Event<'_> {
+impl<'a> Event<'a> {
+    /// An event about nobody, with nothing to add. The space gives it its seq.
+    pub fn new(epoch: u64, space: &'a [u8], kind: Kind, users: usize, at: Timestamp) -> Self {
+        Event {
+            epoch,
+            seq: 0,
+            space,
+            kind,
+            user: None,
+            session: b"",
+            joined_at: None,
+            meta: None,
+            reason: None,
+            message: None,
+            users,
+            at,
+        }
+    }
+
     /// Appends the event as one JSON object, keys in the order of the contract.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         // Writing to a Vec cannot fail.
@@ -134,17 +152,7 @@ mod tests {
         );
         serde_json::from_slice::<serde_json::Value>(&out).unwrap();
 
-        event = Event {
-            kind: Kind::Close,
-            user: None,
-            session: b"",
-            joined_at: None,
-            meta: None,
-            reason: None,
-            message: None,
-            space: b"\xff",
-            ..event
-        };
+        event = Event { seq: 7, ..Event::new(event.epoch, b"\xff", Kind::Close, 3, 9) };
         out.clear();
         event.write_json(&mut out);
         assert_eq!(

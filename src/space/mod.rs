@@ -266,18 +266,12 @@ impl Space {
         sink: &mut S,
     ) {
         let event = Event {
-            epoch: self.epoch,
-            seq: 0,
-            space: at.space,
-            kind,
             user: Some(record.user()),
             session: record.session(),
             joined_at: Some(record.joined_at()),
             meta: record.meta(),
             reason,
-            message: None,
-            users: self.members.users(),
-            at: at.now,
+            ..Event::new(self.epoch, at.space, kind, self.members.users(), at.now)
         };
         self.event(at, event, sink);
     }
@@ -339,18 +333,10 @@ impl Space {
     fn send<S: Sink>(&mut self, at: At, user: &str, session: &str, message: &str, sink: &mut S) {
         sink.effect(&Effect::Message { user, session, at: at.now, text: message });
         let event = Event {
-            epoch: self.epoch,
-            seq: 0,
-            space: at.space,
-            kind: Kind::Message,
             user: Some(user.as_bytes()),
             session: session.as_bytes(),
-            joined_at: None,
-            meta: None,
-            reason: None,
             message: Some(message),
-            users: self.members.users(),
-            at: at.now,
+            ..Event::new(self.epoch, at.space, Kind::Message, self.members.users(), at.now)
         };
         self.event(at, event, sink);
     }
@@ -359,20 +345,7 @@ impl Space {
         sink.effect(&Effect::Close { at: at.now, until });
         self.members = Members::default();
         self.closed_until = until.max(1);
-        let event = Event {
-            epoch: self.epoch,
-            seq: 0,
-            space: at.space,
-            kind: Kind::Close,
-            user: None,
-            session: b"",
-            joined_at: None,
-            meta: None,
-            reason: None,
-            message: None,
-            users: 0,
-            at: at.now,
-        };
+        let event = Event::new(self.epoch, at.space, Kind::Close, 0, at.now);
         self.event(at, event, sink);
     }
 
