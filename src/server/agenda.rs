@@ -39,6 +39,11 @@ pub fn forget(db: i32, name: &[u8]) {
     with(|state| state.current.forget(db, name));
 }
 
+/// When spaces are due may be other than was thought: all are to be looked at now.
+pub fn hurry(now: u64) {
+    with(|state| state.current.hurry(now));
+}
+
 /// When the first space is due.
 pub fn next_due() -> Option<u64> {
     with(|state| state.current.next_due())

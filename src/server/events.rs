@@ -16,12 +16,13 @@ pub fn subscribe(ctx: Context) -> bool {
         if subscribed != raw::REDISMODULE_OK as c_int {
             return false;
         }
-        let handlers: [(u64, EventHandler); 5] = [
+        let handlers: [(u64, EventHandler); 6] = [
             (raw::REDISMODULE_EVENT_FLUSHDB, on_flush),
             (raw::REDISMODULE_EVENT_SWAPDB, on_swap),
             (raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED, on_role),
             (raw::REDISMODULE_EVENT_LOADING, on_loading),
             (raw::REDISMODULE_EVENT_REPL_ASYNC_LOAD, on_load_aside),
+            (raw::REDISMODULE_EVENT_CONFIG, on_config),
         ];
         handlers.into_iter().all(|(id, handler)| {
             let event = raw::RedisModuleEvent { id, dataver: 1 };
@@ -138,5 +139,27 @@ unsafe extern "C" fn on_load_aside(
             sweep::arm(ctx, ctx.now());
         }
         _ => agenda::drop_aside(),
+    }
+}
+
+/// A history that is kept shorter or longer is due at another time.
+unsafe extern "C" fn on_config(
+    ctx: *mut raw::RedisModuleCtx,
+    _: raw::RedisModuleEvent,
+    _: u64,
+    data: *mut c_void,
+) {
+    if data.is_null() {
+        return;
+    }
+    let change = &*data.cast::<raw::RedisModuleConfigChange>();
+    if change.config_names.is_null() {
+        return;
+    }
+    let names = std::slice::from_raw_parts(change.config_names, change.num_changes as usize);
+    if names.iter().any(|name| CStr::from_ptr(*name).to_bytes().starts_with(b"presence.history-")) {
+        let ctx = Context::from_raw(ctx);
+        agenda::hurry(ctx.now());
+        sweep::arm(ctx, ctx.now());
     }
 }
