@@ -1,0 +1,1029 @@
+//! PRESENCE.EVENTS: what is kept, for how long, what is said to be missing, and how clients wait for more.
+
+use crate::commands::ODD;
+use crate::harness::*;
+use rand::Rng;
+use std::collections::BTreeSet;
+
+/// What PRESENCE.EVENTS says.
+#[derive(Debug)]
+pub struct Told {
+    pub id: String,
+    pub gap: bool,
+    pub events: Vec<Event>,
+}
+
+impl Told {
+    #[track_caller]
+    pub fn parse(v: &Value) -> Told {
+        let [id, gap, events] = fields(v, ["id", "gap", "events"]);
+        let gap = match gap {
+            Value::Boolean(gap) => *gap,
+            Value::Int(gap @ 0..=1) => *gap == 1,
+            other => panic!("gap is {other:?}"),
+        };
+        let event = |v: &Value| {
+            let Value::BulkString(payload) = v else { panic!("no event: {v:?}") };
+            Event::parse(Message {
+                channel: Vec::new(),
+                payload: payload.clone(),
+                arrived: now_ms(),
+            })
+        };
+        let told = Told { id: text(id), gap, events: items(events).iter().map(event).collect() };
+        parse_id(&told.id);
+        told
+    }
+
+    pub fn raws(&self) -> Vec<&str> {
+        self.events.iter().map(|e| e.raw.as_str()).collect()
+    }
+
+    pub fn briefs(&self) -> Vec<String> {
+        self.events.iter().map(Event::brief).collect()
+    }
+
+    pub fn seqs(&self) -> Vec<u64> {
+        self.events.iter().map(|e| e.id().1).collect()
+    }
+
+    /// Neither events nor a gap: what a wait comes to that ended without anything.
+    pub fn is_nothing(&self) -> bool {
+        !self.gap && self.events.is_empty()
+    }
+}
+
+/// `PRESENCE.EVENTS` with these words.
+#[track_caller]
+pub fn ask(c: &mut Conn, words: &str) -> Told {
+    Told::parse(&c.ok(format!("PRESENCE.EVENTS {words}")))
+}
+
+/// The reply to a `PRESENCE.EVENTS` that was sent before.
+#[track_caller]
+pub fn answer(c: &mut Conn) -> Told {
+    Told::parse(&c.recv().unwrap())
+}
+
+/// Waits until so many clients wait, no more and no fewer.
+#[track_caller]
+pub fn waiting(c: &mut Conn, n: usize) {
+    let n = n.to_string();
+    wait_until(&format!("{n} waiting clients"), SOON * 2, || {
+        c.info("clients")["blocked_clients"] == n
+    });
+}
+
+/// A client that waits for events with these words, seen to be waiting.
+#[track_caller]
+fn waiter(server: &Server, c: &mut Conn, words: &str) -> Conn {
+    let before: usize = c.info("clients")["blocked_clients"].parse().unwrap();
+    let mut w = server.connect();
+    w.send(format!("PRESENCE.EVENTS {words}")).unwrap();
+    waiting(c, before + 1);
+    w
+}
+
+fn raws(events: &[Event]) -> Vec<&str> {
+    events.iter().map(|e| e.raw.as_str()).collect()
+}
+
+#[test]
+fn events_tells_the_bytes_that_were_published() {
+    let server = Server::start();
+    let mut c = server.connect();
+    let mut sub = server.psubscribe(&["presence:*"]);
+    for odd in ODD {
+        c.ok(args!["PRESENCE.ONLINE", odd, odd, "SESSION", odd, "META", "{ \"a\" : [1.50, 1e3] }"]);
+        c.ok(args!["PRESENCE.ONLINE", odd, odd, "META", "\"\u{1F600}\\u0000\\/\""]);
+        c.ok(args!["PRESENCE.MESSAGE", odd, odd, odd, "SESSION", odd]);
+        c.ok(args!["PRESENCE.ONLINE", odd, odd, "PX", 30]);
+        c.ok(args!["PRESENCE.ONLINE", odd, odd, "META", "null", "PX", 1]);
+        let mut published = sub.events(5, SOON);
+        assert_eq!(published[4].brief(), format!("remove {odd} (timeout)"));
+        c.ok(args!["PRESENCE.OFFLINE", odd, odd]);
+        c.ok(args!["PRESENCE.CLOSE", odd]);
+        published.extend(sub.events_so_far(&mut c));
+        assert_eq!(published.len(), 7, "{published:?}");
+        for mut c in [server.connect(), server.connect3()] {
+            let told = Told::parse(&c.ok(args!["PRESENCE.EVENTS", odd]));
+            assert_eq!(told.raws(), raws(&published));
+            assert_eq!((told.id.as_str(), told.gap), (published[6].str("id"), false));
+        }
+    }
+}
+
+/// After each event, from each id, with each count: exactly what is after it, and whether something is missing.
+#[test]
+fn after_count_and_gap_are_exact() {
+    for length in [1u64, 5, 128] {
+        let server = Server::with(&[("presence.history-length", &length.to_string())]);
+        let mut c = server.connect();
+        let mut sub = server.subscribe(&["presence:s"]);
+        let mut all: Vec<Event> = Vec::new();
+        for step in 0..12 {
+            c.ok(match step % 4 {
+                0 => "PRESENCE.ONLINE s a META 1".to_string(),
+                1 => format!("PRESENCE.MESSAGE s nobody {step}"),
+                2 => "PRESENCE.ONLINE s a META 2".to_string(),
+                _ => "PRESENCE.OFFLINE s a".to_string(),
+            });
+            all.extend(sub.events_so_far(&mut c));
+            let n = all.len() as u64;
+            assert_eq!(n, step + 1);
+            let epoch = all[0].id().0;
+            let kept = n.min(length);
+            let oldest_kept = n - kept;
+            for after in 0..=n {
+                let from = after.max(oldest_kept);
+                for count in 0..=kept + 1 {
+                    let what = format!("length {length}, {n} events, AFTER {after} COUNT {count}");
+                    let mut words = format!("s AFTER {epoch}-{after}");
+                    let mut until = n;
+                    if count > 0 {
+                        words += &format!(" COUNT {count}");
+                        until = n.min(from + count);
+                    }
+                    let told = ask(&mut c, &words);
+                    assert_eq!(told.raws(), raws(&all[from as usize..until as usize]), "{what}");
+                    assert_eq!(told.gap, after < oldest_kept, "{what}");
+                    assert_eq!(told.id, format!("{epoch}-{n}"), "{what}");
+                }
+            }
+            let what = format!("length {length}, {n} events");
+            let kept = raws(&all[oldest_kept as usize..]);
+            let told = ask(&mut c, "s");
+            assert_eq!((told.raws(), told.gap), (kept.clone(), false), "{what}");
+            let told = ask(&mut c, "s COUNT 2");
+            assert_eq!(told.raws(), kept[..kept.len().min(2)], "{what}: the oldest first");
+            let told = ask(&mut c, "s AFTER 0-0");
+            assert_eq!((told.raws(), told.gap), (kept.clone(), oldest_kept > 0), "{what}");
+            assert!(ask(&mut c, "s AFTER $").is_nothing(), "{what}");
+            // What is no id of this life: something is missing, whatever it is.
+            let others = [
+                format!("{epoch}-{}", n + 1),
+                format!("{epoch}-9007199254740993"),
+                format!("{}-{n}", epoch + 1),
+                format!("{}-{n}", epoch - 1),
+                format!("{}-0", epoch - 1),
+                format!("{}-0", epoch + 1),
+                "0-1".into(),
+                format!("0-{n}"),
+                "1-0".into(),
+            ];
+            for id in others {
+                let told = ask(&mut c, &format!("s AFTER {id}"));
+                assert!(told.gap, "{what}, AFTER {id}: {told:?}");
+                assert!(kept.ends_with(&told.raws()), "{what}, AFTER {id}: {told:?}");
+                assert_eq!(told.id, format!("{epoch}-{n}"));
+            }
+        }
+    }
+}
+
+/// `history-ttl-ms` alone decides: an event is told for so long and no longer, and what is gone is said to be missing.
+#[test]
+fn time_is_exact_in_both_directions() {
+    let server = Server::with(&[("presence.history-ttl-ms", "400")]);
+    let mut c = server.connect();
+    let mut sub = server.subscribe(&["presence:s"]);
+    c.ok("PRESENCE.ONLINE s holder EX 600"); // keeps the space
+    let mut all = sub.events_so_far(&mut c);
+    let epoch = all[0].id().0;
+    let (mut dropped, mut partly, mut next) = (0, 0, now_ms());
+    let end = now_ms() + 2500;
+    let quiet = end - 900;
+    while now_ms() < end || dropped < all.len() {
+        assert!(now_ms() < end + 5000, "the last events are still told: {all:?}");
+        if now_ms() >= next && now_ms() < quiet {
+            c.ok("PRESENCE.MESSAGE s a x");
+            all.extend(sub.events_so_far(&mut c));
+            next = now_ms() + 37;
+        }
+        let n = all.len();
+        let after = dropped.saturating_sub(3).min(n);
+        for after in [0, after, dropped, n] {
+            let before = now_ms();
+            let told = ask(&mut c, &format!("s AFTER {epoch}-{after}"));
+            let replied = now_ms();
+            let first = n - told.events.len();
+            assert_eq!(told.raws(), raws(&all[first..]), "AFTER {after}");
+            assert!(first >= after, "AFTER {after}: {told:?}");
+            assert_eq!(told.gap, first > after, "AFTER {after}: {told:?}");
+            if let Some(young) = all[after..first].iter().find(|e| e.int("at") + 400 > replied) {
+                panic!("AFTER {after} at {replied}: hidden too early: {young:?}");
+            }
+            if let Some(old) = all[first..].iter().find(|e| e.int("at") + 400 <= before) {
+                panic!("AFTER {after} at {before}: told too late: {old:?}");
+            }
+            if after == 0 {
+                dropped = first;
+                partly += (first > 0 && first < n) as u32;
+            }
+        }
+    }
+    assert!(partly > 5 && dropped == all.len(), "{partly} {dropped} of {}", all.len());
+    // All is over, somebody is here: nothing is missing after the last one, and something after the one before.
+    let n = all.len();
+    assert!(ask(&mut c, &format!("s AFTER {epoch}-{n}")).is_nothing());
+    assert!(ask(&mut c, "s").is_nothing());
+    assert!(ask(&mut c, "s AFTER $").is_nothing());
+    assert!(ask(&mut c, &format!("s AFTER {epoch}-{}", n - 1)).gap);
+    assert!(ask(&mut c, "s AFTER 0-0").gap);
+    let id = c.text("PRESENCE.MESSAGE s a x");
+    assert_eq!(parse_id(&id), (epoch, n as u64 + 1), "the numbering goes on");
+    let told = ask(&mut c, &format!("s AFTER {epoch}-{n}"));
+    assert_eq!((told.gap, told.seqs()), (false, vec![n as u64 + 1]));
+}
+
+#[test]
+fn another_life_is_told_from_this_one() {
+    let server = Server::start();
+    let mut c = server.connect();
+    for id in ["0-0", "$"] {
+        let told = ask(&mut c, &format!("s AFTER {id}"));
+        assert!(told.is_nothing() && told.id == "0-0", "no space: nothing is missing: {told:?}");
+    }
+    let told = ask(&mut c, "s AFTER 5-5");
+    assert!(told.gap && told.id == "0-0", "an id of a space that is not there: {told:?}");
+    assert_eq!(c.int("EXISTS s"), 0, "reading creates nothing");
+
+    let mut old: Vec<String> = Vec::new();
+    for ends in [&["DEL s"][..], &["UNLINK s"], &["FLUSHALL"], &["FLUSHDB ASYNC"], &["RENAME s t", "DEL t"], &["SET s x", "DEL s"]]
+    {
+        c.ok("MULTI"); // at once: ends and begins in the same millisecond, if it can
+        ends.iter().for_each(|line| drop(c.ok(*line)));
+        c.ok("PRESENCE.ONLINE s a");
+        c.ok("PRESENCE.ONLINE s b");
+        let _ = c.ok("EXEC");
+        let told = ask(&mut c, "s");
+        assert_eq!(told.briefs(), ["join a", "join b"], "after {ends:?}");
+        let epoch = told.events[0].id().0;
+        for id in &old {
+            let (old_epoch, _) = parse_id(id);
+            assert!(epoch > old_epoch, "{epoch} after {old_epoch}, by {ends:?}");
+            let again = ask(&mut c, &format!("s AFTER {id}"));
+            assert!(again.gap, "{id} in the life {epoch} after {ends:?}");
+            assert_eq!(again.raws(), told.raws(), "all of this life");
+        }
+        for (id, rest) in [(format!("{epoch}-0"), 2), (format!("{epoch}-1"), 1), (format!("{epoch}-2"), 0)] {
+            let told = ask(&mut c, &format!("s AFTER {id}"));
+            assert_eq!((told.gap, told.events.len()), (false, rest), "AFTER {id}");
+            old.push(id);
+        }
+    }
+    c.ok("DEL s");
+    for id in &old {
+        assert!(ask(&mut c, &format!("s AFTER {id}")).gap, "{id}, and no space any more");
+    }
+    assert!(ask(&mut c, "s AFTER 0-0").is_nothing());
+}
+
+#[test]
+fn nonsense_is_refused() {
+    let server = Server::start();
+    let mut c = server.connect();
+    c.ok("PRESENCE.ONLINE s a");
+    c.ok("SET str x");
+    let before = (c.digest("s"), ask(&mut c, "s").id);
+    let ids = [
+        "-", "+", "x", "1-", "-1", "1-x", "x-1", "1-2-3", "1--2", "-1-2", "+1-2", "1-+2", "1.5-0", "1e3-0", "0x1-0",
+        " 1-1", "1-1 ", "1 -1", "$$", "$-1", "1-$", "99999999999999999999-0", "0-99999999999999999999", "1_000-0",
+        "\u{661}-1", "",
+    ];
+    let bad_ids = ids.iter().flat_map(|id| {
+        [args!["PRESENCE.EVENTS", "s", "AFTER", id], args!["PRESENCE.EVENTS", "none", "AFTER", id, "BLOCK", 0]]
+    });
+    for call in bad_ids.chain([args!["PRESENCE.EVENTS", "s", "AFTER", b"\xff-1"], args!["PRESENCE.EVENTS", "s", "AFTER", b"1-1\0"]]) {
+        let e = c.err(&call);
+        assert!(e.starts_with("ERR ") && e.contains("id"), "{}: {e}", show(&call));
+    }
+    for (line, words) in [
+        ("PRESENCE.EVENTS", "wrong number of arguments"),
+        ("PRESENCE.EVENTS s AFTER", "AFTER"),
+        ("PRESENCE.EVENTS s COUNT", "COUNT"),
+        ("PRESENCE.EVENTS s BLOCK", "BLOCK"),
+        ("PRESENCE.EVENTS s COUNT 0", "COUNT"),
+        ("PRESENCE.EVENTS s COUNT -1", "COUNT"),
+        ("PRESENCE.EVENTS s COUNT x", "integer"),
+        ("PRESENCE.EVENTS s COUNT 1.5", "integer"),
+        ("PRESENCE.EVENTS s COUNT 99999999999999999999", "integer"),
+        ("PRESENCE.EVENTS s BLOCK -1", "timeout"),
+        ("PRESENCE.EVENTS s BLOCK x", "timeout"),
+        ("PRESENCE.EVENTS s BLOCK 1.5", "timeout"),
+        ("PRESENCE.EVENTS s BLOCK 99999999999999999999", "timeout"),
+        ("PRESENCE.EVENTS s AFTER 0-0 AFTER 0-0", "AFTER"),
+        ("PRESENCE.EVENTS s AFTER 0-0 AFTER $", "AFTER"),
+        ("PRESENCE.EVENTS s COUNT 1 COUNT 1", "COUNT"),
+        ("PRESENCE.EVENTS s BLOCK 1 BLOCK 1", "BLOCK"),
+        ("PRESENCE.EVENTS s NOSUCH", "NOSUCH"),
+        ("PRESENCE.EVENTS s 0-0", "0-0"),
+        ("PRESENCE.EVENTS s AFTER 0-0 x", "x"),
+        ("PRESENCE.EVENTS str", "WRONGTYPE"),
+        ("PRESENCE.EVENTS str AFTER $ BLOCK 0", "WRONGTYPE"),
+    ] {
+        let e = c.err(line);
+        assert!(e.contains(words), "{line}: {e}");
+    }
+    assert_eq!((c.digest("s"), ask(&mut c, "s").id), before);
+    assert_eq!(c.info("clients")["blocked_clients"], "0");
+    // And sense is not: options in any order and case, an epoch alone as in streams.
+    let told = ask(&mut c, "s count 1 block 0 after 0-0");
+    assert_eq!(told.briefs(), ["join a"]);
+    assert!(ask(&mut c, "s BlOcK 1 CoUnT 5 aFtEr $").is_nothing());
+}
+
+/// Not a wait of no time: either such a time is out of range, as for XREAD, or the client waits.
+#[test]
+fn the_longest_block_is_not_the_shortest() {
+    let server = Server::start();
+    let mut c = server.connect();
+    for block in [i64::MAX, i64::MAX - now_ms() + 1000, i64::MAX - now_ms() - 600_000, 1 << 53] {
+        let mut w = server.connect();
+        w.send(format!("PRESENCE.EVENTS s BLOCK {block}")).unwrap();
+        let mut waits = false;
+        wait_until("the client to wait", SOON, || {
+            waits = c.info("clients")["blocked_clients"] == "1";
+            waits || c.info("commandstats").contains_key("cmdstat_presence.events")
+        });
+        if waits {
+            // Long enough for the server's clock to have looked at its timeouts once.
+            std::thread::sleep(ms(250));
+            assert_eq!(c.info("clients")["blocked_clients"], "1", "BLOCK {block} came back at once");
+            c.ok(format!("PRESENCE.MESSAGE s a {block}"));
+            assert!(!answer(&mut w).events.is_empty());
+            c.ok("DEL s");
+        } else {
+            let e = w.recv().expect_err("BLOCK came back at once");
+            assert!(e.contains("timeout"), "BLOCK {block}: {e}");
+        }
+        c.ok("CONFIG RESETSTAT");
+    }
+}
+
+#[test]
+fn the_reply_has_its_shape_in_both_protocols() {
+    let server = Server::with(&[("presence.history-length", "1")]);
+    let mut c = server.connect();
+    c.ok("PRESENCE.MESSAGE s a 1");
+    c.ok("PRESENCE.MESSAGE s a 2");
+    for (words, gap, events) in
+        [("AFTER 0-0", true, 1), ("AFTER $", false, 0), ("", false, 1), ("AFTER $ BLOCK 1", false, 0), ("AFTER 1-1 BLOCK 0", true, 1)]
+    {
+        let v = server.connect().ok(format!("PRESENCE.EVENTS s {words}"));
+        let Value::Array(flat) = &v else { panic!("RESP2: {v:?}") };
+        assert_eq!(flat.len(), 6);
+        assert_eq!(flat[3], Value::Int(gap as i64), "RESP2, {words}");
+        assert!(matches!(&flat[1], Value::BulkString(_)));
+        assert_eq!(items(&flat[5]).len(), events);
+        let v = server.connect3().ok(format!("PRESENCE.EVENTS s {words}"));
+        let Value::Map(pairs) = &v else { panic!("RESP3: {v:?}") };
+        assert_eq!(pairs.len(), 3);
+        assert_eq!(pairs[1].1, Value::Boolean(gap), "RESP3, {words}");
+        assert_eq!(items(&pairs[2].1).len(), events);
+    }
+    // The same for who has waited.
+    let mut w2 = waiter(&server, &mut c, "s AFTER $ BLOCK 0");
+    let mut w3 = server.connect3();
+    w3.send("PRESENCE.EVENTS s AFTER $ BLOCK 0").unwrap();
+    waiting(&mut c, 2);
+    ["MULTI", "PRESENCE.MESSAGE s a 3", "PRESENCE.MESSAGE s a 4", "EXEC"].iter().for_each(|l| drop(c.ok(*l)));
+    let (v2, v3) = (w2.recv().unwrap(), w3.recv().unwrap());
+    let (Value::Array(flat), Value::Map(pairs)) = (&v2, &v3) else { panic!("{v2:?} {v3:?}") };
+    assert_eq!((&flat[3], &pairs[1].1), (&Value::Int(1), &Value::Boolean(true)));
+    assert_eq!((Told::parse(&v2).seqs(), Told::parse(&v3).seqs()), (vec![4], vec![4]));
+}
+
+#[test]
+fn without_history_nothing_is_kept_and_that_is_said() {
+    let server = Server::with(&[("presence.history-length", "0")]);
+    let mut c = server.connect();
+    let mut sub = server.subscribe(&["presence:s"]);
+    for line in ["PRESENCE.ONLINE s a", "PRESENCE.ONLINE s b", "PRESENCE.MESSAGE s c hi"] {
+        c.ok(line);
+    }
+    let published = sub.events_so_far(&mut c);
+    assert_eq!(published.iter().map(|e| e.id().1).collect::<Vec<_>>(), [1, 2, 3]);
+    let epoch = published[0].id().0;
+    let told = ask(&mut c, "s");
+    assert!(told.is_nothing() && told.id == format!("{epoch}-3"), "{told:?}");
+    for (after, gap) in [(0, true), (1, true), (2, true), (3, false), (4, true)] {
+        let told = ask(&mut c, &format!("s AFTER {epoch}-{after}"));
+        assert_eq!((told.gap, told.events.len()), (gap, 0), "AFTER {after}");
+    }
+    // Who waits is told that something happened, though not what.
+    let mut w = waiter(&server, &mut c, "s AFTER $ BLOCK 0");
+    c.ok("PRESENCE.MESSAGE s c hi");
+    let told = answer(&mut w);
+    assert!(told.gap && told.events.is_empty() && told.id == format!("{epoch}-4"), "{told:?}");
+    // A space that nobody is in has nothing to keep.
+    c.ok("PRESENCE.OFFLINE s USERS 2 a b");
+    wait_until("the empty space to go", SOON, || c.int("EXISTS s") == 0);
+    let mut last = (epoch, 6);
+    for i in 0..20 {
+        let id = parse_id(&c.text("PRESENCE.MESSAGE quiet c hi"));
+        assert!(i == 0 || id > last, "{id:?} after {last:?}");
+        last = id;
+        wait_until("the space of one message to go", SOON, || c.int("EXISTS quiet") == 0);
+    }
+}
+
+#[test]
+fn settings_take_effect_at_once() {
+    let server = Server::start();
+    let mut c = server.connect();
+    c.ok("PRESENCE.ONLINE s a EX 600");
+    (2..=10).for_each(|i| drop(c.ok(format!("PRESENCE.MESSAGE s a {i}"))));
+    let epoch = ask(&mut c, "s").events[0].id().0;
+    let after = |c: &mut Conn, seq: u64| {
+        let told = ask(c, &format!("s AFTER {epoch}-{seq}"));
+        (told.gap, told.seqs())
+    };
+    c.ok("CONFIG SET presence.history-length 3");
+    assert_eq!(ask(&mut c, "s").seqs(), [8, 9, 10]);
+    assert_eq!((after(&mut c, 6), after(&mut c, 7)), ((true, vec![8, 9, 10]), (false, vec![8, 9, 10])));
+    c.ok("PRESENCE.MESSAGE s a 11");
+    assert_eq!(ask(&mut c, "s").seqs(), [9, 10, 11]);
+    c.ok("CONFIG SET presence.history-length 0");
+    assert_eq!(ask(&mut c, "s").seqs(), [] as [u64; 0]);
+    assert_eq!((after(&mut c, 10), after(&mut c, 11)), ((true, vec![]), (false, vec![])));
+    c.ok("PRESENCE.MESSAGE s a 12");
+    c.ok("CONFIG SET presence.history-length 5");
+    c.ok("PRESENCE.MESSAGE s a 13");
+    c.ok("PRESENCE.MESSAGE s a 14");
+    // 12 was not kept: what is told has no hole.
+    assert_eq!(ask(&mut c, "s").seqs(), [13, 14]);
+    assert_eq!((after(&mut c, 11), after(&mut c, 12)), ((true, vec![13, 14]), (false, vec![13, 14])));
+    c.ok("CONFIG SET presence.history-ttl-ms 1");
+    let last = now_ms();
+    wait_until("the clock", SOON, || now_ms() > last + 1);
+    assert_eq!((after(&mut c, 13), after(&mut c, 14)), ((true, vec![]), (false, vec![])));
+    c.ok("CONFIG SET presence.history-ttl-ms 60000");
+    c.ok("PRESENCE.MESSAGE s a 15");
+    let (gap, seqs) = after(&mut c, 14);
+    assert_eq!((gap, seqs), (false, vec![15]));
+    let (gap, seqs) = after(&mut c, 12);
+    assert_eq!(gap, seqs != [13, 14, 15], "either all or a gap: {seqs:?}");
+}
+
+/// Nobody there: everything is told until its time is over, then the key goes, by the sweep alone.
+#[test]
+fn an_empty_space_keeps_its_history_to_its_end() {
+    let server = Server::with(&[("presence.history-ttl-ms", "500"), ("notify-keyspace-events", "KEA")]);
+    let mut c = server.connect();
+    let mut sub = server.psubscribe(&["presence:*", "__keyspace@0__:*"]);
+    for (space, lines) in [
+        ("left", &["PRESENCE.ONLINE left a", "PRESENCE.OFFLINE left a"][..]),
+        ("lapsed", &["PRESENCE.ONLINE lapsed a PX 20"]),
+        ("said", &["PRESENCE.MESSAGE said a hi", "PRESENCE.MESSAGE said b ho"]),
+    ] {
+        lines.iter().for_each(|line| drop(c.ok(*line)));
+        let n = if space == "lapsed" { 2 } else { lines.len() };
+        wait_until("the events", SOON, || ask(&mut c, space).events.len() == n);
+        let told = ask(&mut c, space);
+        let (raws, last) = (told.raws(), &told.events[n - 1]);
+        let over = last.int("at") + 500;
+        loop {
+            let before = now_ms();
+            let (now, exists) = (ask(&mut c, &format!("{space} AFTER {}", last.str("id"))), c.int("EXISTS ".to_string() + space));
+            let replied = now_ms();
+            if exists == 0 {
+                assert!(replied >= over, "{space} gone {} ms early", over - replied);
+                break;
+            }
+            assert!(before < over + 5000, "{space} is still there");
+            if replied < over {
+                assert!(now.is_nothing(), "{space}: nothing is after the last one: {now:?}");
+                let again = ask(&mut c, space);
+                if now_ms() < over {
+                    assert!(!again.events.is_empty() && raws.ends_with(&again.raws()), "{again:?}");
+                    assert_eq!(again.id, last.str("id"));
+                }
+            }
+        }
+        assert_eq!(c.int(["PRESENCE.COUNT", space]), 0);
+        assert!(ask(&mut c, space).is_nothing());
+        // Silent but for what the server says of a key that goes.
+        let after: Vec<_> = sub
+            .so_far(&mut c)
+            .into_iter()
+            .filter(|m| !m.channel.starts_with(b"presence:"))
+            .map(|m| String::from_utf8(m.payload).unwrap())
+            .collect();
+        assert_eq!(after.last().map(String::as_str), Some("del"), "{space}: {after:?}");
+    }
+    assert_eq!(c.stat("spaces"), 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Kept over everything that happens to a key
+
+/// A space with an event of each kind, some of which are no longer kept. Returns what EVENTS says of it.
+fn lively(c: &mut Conn, space: &str) -> Told {
+    furnish(c, space);
+    for i in 0..30 {
+        c.ok(args!["PRESENCE.MESSAGE", space, "\u{1F600} \0", format!("{i}\r\n\"é\u{1F600}\0"), "SESSION", "s|1"]);
+    }
+    c.ok(args!["PRESENCE.MESSAGE", space, "big", "x".repeat(60_000)]);
+    let told = Told::parse(&c.ok(args!["PRESENCE.EVENTS", space, "AFTER", "0-0"]));
+    assert!(told.gap && told.events.len() == 20, "{told:?}");
+    told
+}
+
+/// The history is there with each byte, says the same of what is missing, and goes on.
+#[track_caller]
+fn goes_on(c: &mut Conn, space: &str, was: &Told, what: &str) {
+    let told = Told::parse(&c.ok(args!["PRESENCE.EVENTS", space, "AFTER", "0-0"]));
+    assert_eq!((told.raws(), &told.id, told.gap), (was.raws(), &was.id, true), "{what}");
+    let (epoch, first) = was.events[0].id();
+    let ask_after = |c: &mut Conn, seq: u64| {
+        Told::parse(&c.ok(args!["PRESENCE.EVENTS", space, "AFTER", format!("{epoch}-{seq}")]))
+    };
+    assert!(ask_after(c, first - 2).gap && !ask_after(c, first - 1).gap, "{what}");
+    let (_, last) = parse_id(&was.id);
+    let id = c.text(args!["PRESENCE.MESSAGE", space, "a", "one more"]);
+    assert_eq!(parse_id(&id), (epoch, last + 1), "{what}");
+    let told = ask_after(c, last);
+    assert_eq!((told.gap, told.seqs()), (false, vec![last + 1]), "{what}");
+    assert_eq!(told.events[0].str("space"), space, "{what}");
+}
+
+const KEEP: &[(&str, &str)] = &[("presence.history-length", "20"), ("presence.history-ttl-ms", "3600000")];
+
+fn keeper() -> Builder {
+    KEEP.iter().fold(Server::builder(), |b, (name, value)| b.config(name, value))
+}
+
+#[test]
+fn rdb_and_aof_keep_the_history() {
+    let ways: &[(&str, Builder, Stop, &[&str])] = &[
+        ("RDB", keeper(), Stop::Save, &[]),
+        ("DEBUG RELOAD", keeper(), Stop::Save, &["DEBUG RELOAD"]),
+        ("AOF", keeper().aof(), Stop::Kill, &[]),
+        ("AOF, LOADAOF", keeper().aof(), Stop::Kill, &["DEBUG LOADAOF"]),
+        ("AOF rewritten with preamble", keeper().aof().config("aof-use-rdb-preamble", "yes"), Stop::Kill, &["BGREWRITEAOF"]),
+        ("AOF rewritten as commands", keeper().aof().config("aof-use-rdb-preamble", "no"), Stop::Kill, &["BGREWRITEAOF"]),
+        ("AOF rewritten twice", keeper().aof().config("aof-use-rdb-preamble", "no"), Stop::NoSave, &["BGREWRITEAOF", "BGREWRITEAOF"]),
+    ];
+    for (what, builder, stop, lines) in ways {
+        let server = builder.clone().start();
+        let mut c = server.connect();
+        let was = lively(&mut c, "s");
+        c.ok("PRESENCE.MESSAGE quiet a hi"); // nobody is in it: a history and nothing else
+        let quiet = ask(&mut c, "quiet");
+        for line in *lines {
+            c.ok(*line);
+            wait_until("the rewrite", SOON * 4, || {
+                let info = c.info("persistence");
+                info["aof_rewrite_in_progress"] == "0" && info["aof_rewrite_scheduled"] == "0"
+            });
+        }
+        server.restart(*stop);
+        let mut c = server.connect();
+        let told = ask(&mut c, "quiet AFTER 0-0");
+        assert_eq!((told.raws(), told.gap), (quiet.raws(), false), "{what}");
+        assert_eq!(c.int("PRESENCE.COUNT quiet"), 0);
+        goes_on(&mut c, "s", &was, what);
+        // What came after the restart survives the next one.
+        let was = ask(&mut c, "s AFTER 0-0");
+        server.restart(*stop);
+        goes_on(&mut server.connect(), "s", &was, &format!("{what}, again"));
+    }
+}
+
+#[test]
+fn the_time_of_the_history_goes_on_while_the_server_is_down() {
+    for stop in [Stop::Save, Stop::Kill] {
+        let server = Server::builder().aof().config("presence.history-ttl-ms", "1500").start();
+        let mut c = server.connect();
+        c.ok("PRESENCE.MESSAGE empty a hi");
+        c.ok("PRESENCE.ONLINE full a EX 600");
+        let over = ask(&mut c, "full").events[0].int("at") + 1500;
+        server.restart(stop);
+        let mut c = server.connect();
+        let told = ask(&mut c, "full AFTER 0-0");
+        if now_ms() < over - 100 {
+            assert_eq!((told.gap, told.events.len()), (false, 1), "{stop:?}");
+        }
+        server.stop(stop);
+        sleep_until(over);
+        server.start_again();
+        let mut c = server.connect();
+        let told = ask(&mut c, "full AFTER 0-0");
+        assert_eq!((told.gap, told.events.len()), (true, 0), "{stop:?}");
+        wait_until("the empty space to go", SOON, || c.int("EXISTS empty") == 0);
+        assert_eq!(c.int("PRESENCE.COUNT full"), 1);
+    }
+}
+
+#[test]
+fn dump_restore_copy_rename_and_move_keep_the_history() {
+    let server = keeper().start();
+    let mut c = server.connect();
+    let was = lively(&mut c, "s");
+    let Value::BulkString(payload) = c.ok("DUMP s") else { panic!() };
+    c.ok(args!["RESTORE", "restored", 0, payload]);
+    c.ok("COPY s copied");
+    c.ok("COPY s copied DB 1");
+    for space in ["restored", "copied"] {
+        assert_eq!(c.digest(space), c.digest("s"), "{space}");
+        goes_on(&mut c, space, &was, space);
+    }
+    goes_on(&mut c, "s", &was, "the original");
+    let was = ask(&mut c, "s");
+    c.ok("RENAME s renamed");
+    assert!(ask(&mut c, "s").is_nothing());
+    goes_on(&mut c, "renamed", &Told { gap: true, ..was }, "renamed");
+    let was = ask(&mut c, "renamed");
+    c.ok("MOVE renamed 1");
+    c.ok("SELECT 1");
+    goes_on(&mut c, "renamed", &Told { gap: true, ..was }, "moved");
+    let was = ask(&mut c, "copied");
+    c.ok("SWAPDB 0 1");
+    c.ok("SELECT 0");
+    goes_on(&mut c, "copied", &Told { gap: true, ..was }, "swapped");
+}
+
+/// The history's time goes with the space, under whatever name it has by then.
+#[test]
+fn an_empty_space_goes_in_time_under_its_new_name_too() {
+    let server = Server::with(&[("presence.history-ttl-ms", "700")]);
+    let mut c = server.connect();
+    for space in ["a", "b", "c", "d"] {
+        c.ok(["PRESENCE.MESSAGE", space, "u", "hi"]);
+    }
+    let over = ask(&mut c, "a").events[0].int("at") + 700;
+    c.ok("RENAME a a2");
+    c.ok("MOVE b 1");
+    c.ok("COPY c c2");
+    let Value::BulkString(payload) = c.ok("DUMP d") else { panic!() };
+    c.ok(args!["RESTORE", "d2", 0, payload]);
+    assert_eq!(c.int("EXISTS a2 c c2 d d2"), 5);
+    wait_until("all to go", SOON, || c.int("EXISTS a2 c c2 d d2") == 0);
+    assert!(now_ms() >= over);
+    c.ok("SELECT 1");
+    wait_until("the moved one to go", SOON, || c.int("EXISTS b") == 0);
+}
+
+#[test]
+fn memory_usage_counts_the_history() {
+    let server = Server::with(&[("presence.history-length", "1000"), ("presence.history-ttl-ms", "3600000")]);
+    let mut c = server.connect();
+    c.ok("PRESENCE.ONLINE s a EX 600");
+    let usage = |c: &mut Conn| c.int("MEMORY USAGE s");
+    let empty = usage(&mut c);
+    let text = "x".repeat(1000);
+    (0..100).for_each(|_| drop(c.ok(["PRESENCE.MESSAGE", "s", "a", &text])));
+    let bytes: usize = ask(&mut c, "s").events.iter().map(|e| e.raw.len()).sum();
+    let full = usage(&mut c) - empty;
+    assert!(full >= 100_000, "{full} bytes for {bytes} bytes of text");
+    assert!(full <= bytes as i64 * 5 / 4 + 8192, "{full} bytes for {bytes} bytes of text");
+    let info = c.stat("used_bytes");
+    assert!(info >= full, "INFO counts it as well: {info}");
+    // What an event costs is its text and little else.
+    let before = usage(&mut c);
+    (0..500).for_each(|i| drop(c.ok(format!("PRESENCE.MESSAGE s a {i}"))));
+    let told = ask(&mut c, "s");
+    let bytes: usize = told.events[101..].iter().map(|e| e.raw.len()).sum();
+    let each = (usage(&mut c) - before) as f64 / 500.0;
+    assert!(each < bytes as f64 / 500.0 + 96.0, "{each} bytes an event of {} bytes", bytes / 500);
+    // It gives back what it no longer keeps.
+    c.ok("CONFIG SET presence.history-length 1");
+    c.ok("PRESENCE.MESSAGE s a x");
+    assert!(usage(&mut c) < empty + 20_000, "{} after {empty}", usage(&mut c));
+    c.ok("CONFIG SET presence.history-length 0");
+    c.ok("PRESENCE.MESSAGE s a x");
+    assert!(usage(&mut c) <= empty, "{} after {empty}", usage(&mut c));
+}
+
+/// Thousands of quiet rooms that had one visitor each: little while the history lasts, nothing after.
+#[test]
+fn thousands_of_quiet_rooms_cost_little_and_then_nothing() {
+    let server = Server::with(&[("presence.history-ttl-ms", "3000")]);
+    let mut c = server.connect();
+    let used = |c: &mut Conn| c.info("memory")["used_memory"].parse::<i64>().unwrap();
+    let before = used(&mut c);
+    let began = now_ms();
+    for portion in 0..10 {
+        c.batch((0..500).flat_map(|i| {
+            let room = portion * 500 + i;
+            [format!("PRESENCE.ONLINE room{room} alice"), format!("PRESENCE.OFFLINE room{room} alice")]
+        }));
+    }
+    if now_ms() < began + 2500 {
+        let each = (used(&mut c) - before) / 5000;
+        assert!(each < 1000, "{each} bytes a room with two events");
+    }
+    wait_until("all rooms to go", SOON * 4, || c.int("DBSIZE") == 0);
+    assert_eq!(c.stat("spaces"), 0);
+    wait_until("the memory to come back", SOON, || used(&mut c) < before + 1_000_000);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// BLOCK
+
+#[test]
+fn waiting_ends_with_each_kind_of_event() {
+    let server = Server::start();
+    let mut c = server.connect();
+    let mut sub = server.subscribe(&["presence:s"]);
+    c.ok("PRESENCE.ONLINE s stays EX 600");
+    sub.events_so_far(&mut c);
+    for (line, brief) in [
+        ("PRESENCE.ONLINE s a", "join a"),
+        ("PRESENCE.ONLINE s a SESSION x", "add a/x"),
+        ("PRESENCE.ONLINE s a META 1", "update a"),
+        ("PRESENCE.OFFLINE s a SESSION x", "remove a/x (offline)"),
+        ("PRESENCE.OFFLINE s a", "leave a (offline)"),
+        ("PRESENCE.MESSAGE s a hi", "message a"),
+        ("PRESENCE.ONLINE s USERS 1 b", "join b"),
+        ("PRESENCE.CLOSE s", "close "),
+    ] {
+        let mut w = waiter(&server, &mut c, "s AFTER $ BLOCK 0");
+        let mut without = waiter(&server, &mut c, "none BLOCK 0");
+        c.ok(line);
+        let told = answer(&mut w);
+        assert_eq!((told.briefs(), told.gap), (vec![brief.to_string()], false), "{line}");
+        assert_eq!(told.raws(), raws(&sub.events_so_far(&mut c)));
+        assert_eq!(told.id, told.events[0].str("id"));
+        // Another space is nobody's business, and the connection goes on as if nothing had been.
+        waiting(&mut c, 1);
+        assert_eq!(w.text("PING"), "PONG");
+        c.ok("PRESENCE.MESSAGE none a hi");
+        assert_eq!(answer(&mut without).briefs(), ["message a"]);
+        c.ok("DEL none");
+    }
+    // What is no event wakes nobody.
+    c.ok("DEL s");
+    c.ok("PRESENCE.ONLINE s a META 1");
+    let mut w = waiter(&server, &mut c, "s AFTER $ BLOCK 0");
+    for line in [
+        "PRESENCE.ONLINE s a",
+        "PRESENCE.ONLINE s a META 1 EX 50",
+        "PRESENCE.ONLINE s a NX",
+        "PRESENCE.ONLINE s z XX",
+        "PRESENCE.OFFLINE s z",
+        "PRESENCE.OFFLINE s a LINGER 60000",
+        "PRESENCE.STATUS s a",
+        "EXPIRE s 500",
+        "PERSIST s",
+        "DEL other",
+        "COPY s other",
+    ] {
+        c.ok(line);
+        waiting(&mut c, 1);
+    }
+    c.ok("PRESENCE.MESSAGE s a hi");
+    assert_eq!(answer(&mut w).briefs(), ["message a"]);
+}
+
+#[test]
+fn waiting_ends_with_a_sweep() {
+    let server = Server::start();
+    let mut c = server.connect();
+    for (setup, brief) in [
+        ("PRESENCE.ONLINE s a PX 80", "leave a (timeout)"),
+        ("PRESENCE.ONLINE s SESSIONS 1 b x PX 80", "leave b/x (timeout)"),
+    ] {
+        c.ok("PRESENCE.ONLINE s stays EX 600");
+        let before = now_ms();
+        c.ok(setup);
+        let mut many: Vec<Conn> = (0..20).map(|_| server.connect()).collect();
+        many.iter_mut().for_each(|w| w.send("PRESENCE.EVENTS s AFTER $ BLOCK 0").unwrap());
+        for w in &mut many {
+            let told = answer(w);
+            let last = told.events.last().unwrap();
+            assert_eq!((last.brief().as_str(), told.gap), (brief, false), "{told:?}");
+            assert!(now_ms() >= before + 80, "early");
+            assert!(last.arrived <= last.int("at") + 2000, "late: {last:?}");
+        }
+    }
+    // A linger ends by the sweep as well.
+    c.ok("PRESENCE.ONLINE s l");
+    c.ok("PRESENCE.OFFLINE s l LINGER 50");
+    let told = ask(&mut c, "s AFTER $ BLOCK 0");
+    assert_eq!(told.briefs(), ["leave l (offline)"]);
+    waiting(&mut c, 0);
+}
+
+/// All that waits gets everything, each on its own terms; who waits elsewhere goes on waiting.
+#[test]
+fn any_number_of_clients_wait() {
+    let server = Server::with(&[("maxclients", "4000")]);
+    let mut c = server.connect();
+    c.ok("PRESENCE.MESSAGE s a 1");
+    let connect = |n: usize, words: &str| -> Vec<Conn> {
+        (0..n)
+            .map(|_| {
+                let mut w = server.connect();
+                w.send(format!("PRESENCE.EVENTS {words}")).unwrap();
+                w
+            })
+            .collect()
+    };
+    let mut here = connect(400, "s AFTER $ BLOCK 0");
+    let mut one = connect(100, "s AFTER $ COUNT 1 BLOCK 60000");
+    let mut there: Vec<Vec<Conn>> =
+        (0..40).map(|i| connect(5, &format!("t{i} BLOCK 0"))).collect();
+    waiting(&mut c, 700);
+    ["MULTI", "PRESENCE.MESSAGE s a 2", "PRESENCE.MESSAGE s a 3", "EXEC"].iter().for_each(|l| drop(c.ok(*l)));
+    let epoch = parse_id(&ask(&mut c, "s").id).0;
+    for w in &mut here {
+        let told = answer(w);
+        assert_eq!((told.seqs(), told.gap), (vec![2, 3], false));
+    }
+    for w in &mut one {
+        let told = answer(w);
+        assert_eq!((told.seqs(), told.id), (vec![2], format!("{epoch}-3")));
+    }
+    waiting(&mut c, 200);
+    for (i, waiters) in there.iter_mut().enumerate() {
+        c.ok(format!("PRESENCE.ONLINE t{i} u{i}"));
+        for w in waiters {
+            assert_eq!(answer(w).briefs(), [format!("join u{i}")]);
+        }
+    }
+    waiting(&mut c, 0);
+    // Again on the same connections: nothing is left over from before.
+    here.iter_mut().for_each(|w| w.send("PRESENCE.EVENTS s AFTER $ BLOCK 0").unwrap());
+    waiting(&mut c, 400);
+    c.ok("PRESENCE.MESSAGE s a 4");
+    here.iter_mut().for_each(|w| assert_eq!(answer(w).seqs(), [4]));
+}
+
+/// A thousand waits end at the same moment: each on time, none early, and the server stays with it.
+#[test]
+fn waiting_ends_on_time() {
+    let server = Server::with(&[("maxclients", "4000")]);
+    let mut c = server.connect();
+    c.ok("PRESENCE.ONLINE s a EX 600");
+    let id = ask(&mut c, "s").id;
+    for block in [1, 50, 300] {
+        for words in ["s AFTER $", &format!("s AFTER {id}"), "none", "none AFTER 0-0"] {
+            let before = now_ms();
+            let told = ask(&mut c, &format!("{words} BLOCK {block}"));
+            let took = now_ms() - before;
+            assert!(told.is_nothing(), "{words}: {told:?}");
+            assert_eq!(told.id, if words.starts_with('s') { &id } else { "0-0" });
+            assert!(took >= block, "{words} BLOCK {block}: back after {took} ms");
+            assert!(took < block + 1500, "{words} BLOCK {block}: back after {took} ms");
+        }
+    }
+    // Something to tell: no wait at all, not even a long one.
+    let before = now_ms();
+    assert_eq!(ask(&mut c, "s BLOCK 0").briefs(), ["join a"]);
+    assert_eq!(ask(&mut c, "s AFTER 0-0 BLOCK 60000").briefs(), ["join a"]);
+    assert!(ask(&mut c, "s AFTER 1-1 BLOCK 60000").gap, "a gap is news");
+    assert!(ask(&mut c, "none AFTER 1-1 BLOCK 60000").gap, "a gap is news");
+    assert!(now_ms() < before + 10_000);
+
+    let before = now_ms();
+    let mut many: Vec<Conn> = (0..1000).map(|_| server.connect()).collect();
+    let sent: Vec<i64> = many
+        .iter_mut()
+        .map(|w| {
+            let sent = now_ms();
+            w.send("PRESENCE.EVENTS s AFTER $ BLOCK 700").unwrap();
+            sent
+        })
+        .collect();
+    for (w, sent) in many.iter_mut().zip(sent) {
+        assert!(answer(w).is_nothing());
+        assert!(now_ms() >= sent + 700, "{} ms early", sent + 700 - now_ms());
+    }
+    assert!(now_ms() < before + 20_000);
+    waiting(&mut c, 0);
+    // What timed out is not told again.
+    c.ok("PRESENCE.MESSAGE s a hi");
+    many.iter_mut().for_each(|w| assert_eq!(w.text("PING"), "PONG"));
+}
+
+/// However a space ends: who waits for it is told that it has.
+#[test]
+fn waiting_ends_when_the_space_does() {
+    let server = Server::start();
+    let mut c = server.connect();
+    let ends: &[&[&str]] = &[
+        &["DEL s"],
+        &["UNLINK s"],
+        &["FLUSHALL"],
+        &["FLUSHALL ASYNC"],
+        &["FLUSHDB"],
+        &["FLUSHDB ASYNC"],
+        &["RENAME s elsewhere", "DEL elsewhere"],
+        &["MOVE s 3", "FLUSHALL"],
+        &["SWAPDB 0 1", "FLUSHALL"],
+        &["SWAPDB 1 0", "FLUSHALL"],
+        &["PEXPIRE s 20"],
+        &["PEXPIREAT s 1"],
+        &["MULTI", "DEL s", "EXEC"],
+        &["EVAL return(redis.call('DEL','s')) 0"],
+    ];
+    for lines in ends {
+        c.ok("PRESENCE.ONLINE s a EX 600");
+        let id = ask(&mut c, "s").id;
+        let mut w = waiter(&server, &mut c, "s AFTER $ BLOCK 0");
+        let mut all = waiter(&server, &mut c, &format!("s AFTER {id} COUNT 5 BLOCK 60000"));
+        lines.iter().for_each(|line| drop(c.ok(*line)));
+        for w in [&mut w, &mut all] {
+            let told = answer(w);
+            assert!(told.gap && told.events.is_empty() && told.id == "0-0", "{lines:?}: {told:?}");
+        }
+        waiting(&mut c, 0);
+        assert_eq!(c.int("DBSIZE"), 0, "{lines:?}");
+    }
+    // Another value at the key is an error for who reads it, waiting or not.
+    c.ok("PRESENCE.ONLINE s a");
+    let mut w = waiter(&server, &mut c, "s AFTER $ BLOCK 0");
+    c.ok("SET s x");
+    let e = w.recv().unwrap_err();
+    assert!(e.starts_with("WRONGTYPE"), "{e}");
+    c.ok("DEL s");
+    // It ends and is there again before anybody looks: another life.
+    c.ok("PRESENCE.ONLINE s a");
+    let old = ask(&mut c, "s").id;
+    let mut w = waiter(&server, &mut c, "s AFTER $ BLOCK 0");
+    ["MULTI", "DEL s", "PRESENCE.ONLINE s b", "EXEC"].iter().for_each(|l| drop(c.ok(*l)));
+    let told = answer(&mut w);
+    assert_eq!((told.gap, told.briefs()), (true, vec!["join b".to_string()]), "after {old}: {told:?}");
+    // And by itself, when nobody is in it any more and its history is over.
+    c.ok("CONFIG SET presence.history-ttl-ms 300");
+    c.ok("PRESENCE.OFFLINE s b");
+    let id = ask(&mut c, "s").id;
+    let told = ask(&mut c, &format!("s AFTER {id} BLOCK 0"));
+    assert!(told.gap && told.id == "0-0", "{told:?}");
+    assert_eq!(c.int("EXISTS s"), 0);
+}
+
+/// A space with the same name in another database is another space.
+#[test]
+fn waiting_is_in_one_database() {
+    let server = Server::start();
+    let mut c = server.connect();
+    let mut other = server.connect();
+    other.ok("SELECT 1");
+    let mut w0 = waiter(&server, &mut c, "s BLOCK 0");
+    let mut w1 = server.connect();
+    w1.ok("SELECT 1");
+    w1.send("PRESENCE.EVENTS s BLOCK 0").unwrap();
+    waiting(&mut c, 2);
+    other.ok("PRESENCE.ONLINE s in1");
+    assert_eq!(answer(&mut w1).briefs(), ["join in1"]);
+    waiting(&mut c, 1);
+    other.ok("DEL s");
+    other.ok("PRESENCE.ONLINE s in1");
+    waiting(&mut c, 1);
+    c.ok("PRESENCE.ONLINE s in0");
+    assert_eq!(answer(&mut w0).briefs(), ["join in0"]);
+}
+
+#[test]
+fn client_unblock_ends_the_wait() {
+    let server = Server::start();
+    let mut c = server.connect();
+    c.ok("PRESENCE.ONLINE s a EX 600");
+    let id = ask(&mut c, "s").id;
+    for (space, block) in [("s", 0), ("s", 60_000), ("none", 0)] {
+        let mut w = server.connect();
+        let client = w.int("CLIENT ID");
+        for round in 0..20 {
+            w.send(format!("PRESENCE.EVENTS {space} AFTER $ BLOCK {block}")).unwrap();
+            waiting(&mut c, 1);
+            match round % 4 {
+                0 | 1 => {
+                    let how = if round % 4 == 0 { "" } else { "TIMEOUT" };
+                    assert_eq!(c.int(format!("CLIENT UNBLOCK {client} {how}")), 1);
+                    let told = answer(&mut w);
+                    assert!(told.is_nothing(), "{told:?}");
+                    assert_eq!(told.id, if space == "s" { &id } else { "0-0" });
+                }
+                2 => {
+                    assert_eq!(c.int(format!("CLIENT UNBLOCK {client} ERROR")), 1);
+                    let e = w.recv().unwrap_err();
+                    assert!(e.starts_with("UNBLOCKED "), "{e}");
+                }
+                _ => {
+                    // The event comes to this wait once, and to none of those that ended before.
+                    c.ok(format!("PRESENCE.MESSAGE {space}2 a hi"));
+                    waiting(&mut c, 1);
+                    assert_eq!(c.int(format!("CLIENT UNBLOCK {client}")), 1);
+                    assert!(answer(&mut w).is_nothing());
+                }
+            }
+            assert_eq!(w.text("PING"), "PONG");
+            assert_eq!(c.int(format!("CLIENT UNBLOCK {client}")), 0, "it no longer waits");
+        }
+        w.send(format!("PRESENCE.EVENTS {space} AFTER $ BLOCK {block}")).unwrap();
+        waiting(&mut c, 1);
+        c.ok(format!("PRESENCE.MESSAGE {space} a hi"));
+        assert_eq!(answer(&mut w).briefs(), ["message a"]);
+        assert_eq!(w.text("PING"), "PONG");
+        c.ok("DEL s");
+        c.ok("PRESENCE.ONLINE s a EX 600");
+        assert_eq!(c.info("clients")["blocked_clients"], "0");
+        return_to(&mut c, &id);
+    }
+}
+
+/// The third round of `client_unblock_ends_the_wait` asks a space that was made anew: only its id has changed.
+fn return_to(_: &mut Conn, _: &str) {}

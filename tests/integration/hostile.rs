@@ -1,0 +1,967 @@
+//! What an enemy can send: RESTORE payloads with a right checksum and wrong content, and calls of any kind. Each gets
+//! an error or a space that is whole; the server lives and its memory stays within bounds.
+
+use crate::harness::*;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::Rng;
+use std::collections::BTreeMap;
+
+// --- DUMP payloads ---------------------------------------------------------------------------------------------------
+
+/// The two bytes of RDB version and the checksum at the end of a payload.
+const FOOTER: usize = 10;
+
+#[track_caller]
+fn dump(c: &mut Conn, key: &str) -> Vec<u8> {
+    match c.ok(["DUMP", key]) {
+        Value::BulkString(dump) => dump,
+        other => panic!("no dump of {key}: {other:?}"),
+    }
+}
+
+/// `body` with the footer that makes RESTORE believe it. `like`: a payload of the same server.
+fn seal(mut body: Vec<u8>, like: &[u8]) -> Vec<u8> {
+    const CRC: crc::Crc<u64> = crc::Crc::<u64>::new(&crc::CRC_64_REDIS);
+    body.extend_from_slice(&like[like.len() - FOOTER..][..2]);
+    let sum = CRC.checksum(&body);
+    body.extend_from_slice(&sum.to_le_bytes());
+    body
+}
+
+/// What a module writes into a payload.
+#[derive(Clone, Debug, PartialEq)]
+enum Item {
+    /// 1 is signed, 2 unsigned; the number as it is stored.
+    Number(u64, u64),
+    /// 3 is a float, 4 a double.
+    Float(u64, Vec<u8>),
+    Text(Vec<u8>),
+    /// A string in one of the compressed encodings, as it is stored.
+    Packed(Vec<u8>),
+}
+
+/// A payload taken apart: type and module, and the items.
+struct Parts {
+    head: Vec<u8>,
+    items: Vec<Item>,
+}
+
+fn read_len(bytes: &[u8], at: &mut usize) -> u64 {
+    let number = |from: usize, n: usize| {
+        bytes[from..from + n].iter().fold(0, |sum, b| sum << 8 | u64::from(*b))
+    };
+    let first = bytes[*at];
+    let (value, size) = match first {
+        0..64 => (u64::from(first), 1),
+        64..128 => (number(*at, 2) & 0x3fff, 2),
+        0x80 => (number(*at + 1, 4), 5),
+        0x81 => (number(*at + 1, 8), 9),
+        other => panic!("no length: {other}"),
+    };
+    *at += size;
+    value
+}
+
+fn write_len(out: &mut Vec<u8>, n: u64) {
+    match n {
+        0..64 => out.push(n as u8),
+        64..16384 => out.extend_from_slice(&(n as u16 | 0x4000).to_be_bytes()),
+        16384..=0xffff_ffff => {
+            out.push(0x80);
+            out.extend_from_slice(&(n as u32).to_be_bytes());
+        }
+        _ => {
+            out.push(0x81);
+            out.extend_from_slice(&n.to_be_bytes());
+        }
+    }
+}
+
+impl Parts {
+    fn of(payload: &[u8]) -> Parts {
+        let body = &payload[..payload.len() - FOOTER];
+        assert_eq!(body[0], 7, "a module's value");
+        let mut at = 1;
+        read_len(body, &mut at);
+        let head = body[..at].to_vec();
+        let mut items = Vec::new();
+        loop {
+            match read_len(body, &mut at) {
+                0 => break,
+                kind @ (1 | 2) => items.push(Item::Number(kind, read_len(body, &mut at))),
+                kind @ (3 | 4) => {
+                    let size = if kind == 3 { 4 } else { 8 };
+                    items.push(Item::Float(kind, body[at..at + size].to_vec()));
+                    at += size;
+                }
+                5 if body[at] >= 0xc0 => {
+                    let from = at;
+                    at += 1;
+                    match body[from] {
+                        0xc0 => at += 1,
+                        0xc1 => at += 2,
+                        0xc2 => at += 4,
+                        _ => {
+                            let packed = read_len(body, &mut at);
+                            read_len(body, &mut at);
+                            at += packed as usize;
+                        }
+                    }
+                    items.push(Item::Packed(body[from..at].to_vec()));
+                }
+                5 => {
+                    let size = read_len(body, &mut at) as usize;
+                    items.push(Item::Text(body[at..at + size].to_vec()));
+                    at += size;
+                }
+                other => panic!("no opcode: {other}"),
+            }
+        }
+        assert_eq!(at, body.len());
+        Parts { head, items }
+    }
+
+    fn build(&self, items: &[Item]) -> Vec<u8> {
+        let mut out = self.head.clone();
+        for item in items {
+            match item {
+                Item::Number(kind, n) => {
+                    out.push(*kind as u8);
+                    write_len(&mut out, *n);
+                }
+                Item::Float(kind, bytes) => {
+                    out.push(*kind as u8);
+                    out.extend_from_slice(bytes);
+                }
+                Item::Text(text) => {
+                    out.push(5);
+                    write_len(&mut out, text.len() as u64);
+                    out.extend_from_slice(text);
+                }
+                Item::Packed(bytes) => {
+                    out.push(5);
+                    out.extend_from_slice(bytes);
+                }
+            }
+        }
+        out.push(0);
+        out
+    }
+
+    /// With another item in the place of one.
+    fn with(&self, i: usize, item: Item) -> Vec<u8> {
+        let mut items = self.items.clone();
+        items[i] = item;
+        self.build(&items)
+    }
+}
+
+// --- a victim --------------------------------------------------------------------------------------------------------
+
+/// A server that gets what an enemy sends, and what is expected of it.
+struct Victim {
+    server: Server,
+    c: Conn,
+    genuine: Vec<u8>,
+    refused: usize,
+    loaded: usize,
+    used: u64,
+}
+
+impl Victim {
+    fn new(compression: bool) -> Victim {
+        let compression = if compression { "yes" } else { "no" };
+        // A short history, because there is a payload to each bit of it.
+        let server =
+            Server::with(&[("rdbcompression", compression), ("presence.history-length", "4")]);
+        let mut c = server.connect();
+        // Whatever else can be in a payload, the server itself checks.
+        c.ok("CONFIG SET sanitize-dump-payload yes");
+        furnish(&mut c, "h");
+        let genuine = dump(&mut c, "h");
+        assert_eq!(seal(genuine[..genuine.len() - FOOTER].to_vec(), &genuine), genuine);
+        let used = memory(&mut c, "used_memory");
+        c.ok("CONFIG RESETSTAT");
+        Victim { server, c, genuine, refused: 0, loaded: 0, used }
+    }
+
+    /// Sends a body with a right footer. `what` says how it came about.
+    #[track_caller]
+    fn feed(&mut self, body: Vec<u8>, what: impl Fn() -> String) {
+        let payload = seal(body, &self.genuine);
+        match self.c.try_cmd(args!["RESTORE", "h", 0, payload, "REPLACE"]) {
+            Ok(_) => {
+                self.loaded += 1;
+                if let Err(fault) = check(&mut self.c) {
+                    panic!("{}: {fault}\npayload: {}", what(), payload.escape_ascii());
+                }
+            }
+            Err(e) if e.starts_with("lost") => {
+                panic!(
+                    "{}: {e}\npayload: {}\n{}",
+                    what(),
+                    payload.escape_ascii(),
+                    self.server.log()
+                )
+            }
+            Err(_) => self.refused += 1,
+        }
+    }
+
+    /// At the end: the server lives, a genuine payload loads, and memory was never far from where it was.
+    #[track_caller]
+    fn verdict(mut self, bound: u64) {
+        println!("{} refused, {} loaded", self.refused, self.loaded);
+        self.c.ok(args!["RESTORE", "genuine", 0, self.genuine]);
+        assert_eq!(dump(&mut self.c, "genuine").len(), self.genuine.len());
+        let peak = memory(&mut self.c, "used_memory_peak");
+        assert!(peak < self.used + bound, "used_memory {} grew to {peak}", self.used);
+        self.c.ok("FLUSHALL");
+        let c = &mut self.c;
+        wait_until("what was loaded to be counted out again", SOON, || {
+            (c.stat("spaces"), c.stat("users"), c.stat("sessions")) == (0, 0, 0)
+        });
+    }
+}
+
+fn memory(c: &mut Conn, field: &str) -> u64 {
+    c.info("memory")[field].parse().unwrap()
+}
+
+/// Everything that can be asked of the space `h` is answered, and the answers fit each other; then it is used. What
+/// cannot be parsed fails the test by itself.
+fn check(c: &mut Conn) -> Result<(), String> {
+    // The clock goes on inside a transaction: if a lease ends between two answers, ask again.
+    let mut attempts = 0..5;
+    let names = loop {
+        match look(c) {
+            Ok(names) => break names,
+            Err(fault) if attempts.next().is_none() => return Err(fault),
+            Err(_) => {}
+        }
+    };
+    // Its numbers may be at their end and it may be closed: errors are fine, silence is not.
+    let mut used = vec![
+        args!["PRESENCE.ONLINE", "h", "alice"],
+        args!["PRESENCE.ONLINE", "h", "new", "SESSION", "s", "META", "[1]", "PX", 1],
+        args!["PRESENCE.ONLINE", "h", "USERS", 2, "alice", "other"],
+        args!["PRESENCE.OFFLINE", "h", "alice", "LINGER", 5],
+        args!["PRESENCE.OFFLINE", "h", "new"],
+        args!["COPY", "h", "h3", "REPLACE"],
+    ];
+    used.extend(names.iter().map(|name| args!["PRESENCE.OFFLINE", "h", name]));
+    used.extend([args!["PRESENCE.COUNT", "h"], args!["DEL", "h2"]]);
+    for (command, reply) in used.clone().iter().zip(c.batch(used)) {
+        match reply {
+            Err(e) if e.starts_with("lost") => return Err(format!("{}: {e}", show(command))),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The reading part of `check`. Returns who is there.
+fn look(c: &mut Conn) -> Result<Vec<String>, String> {
+    let asked = [
+        args!["MULTI"],
+        args!["PRESENCE.SPACE", "h", "WITHSESSIONS"],
+        args!["PRESENCE.COUNT", "h"],
+        args!["PRESENCE.COUNT", "h", "SESSIONS"],
+        args!["PRESENCE.SPACE", "h", "COUNT", 1],
+        args!["PRESENCE.STATUS", "h", "alice", "gone", "x"],
+        args!["PRESENCE.USER", "h", "alice"],
+        args!["DEBUG", "DIGEST-VALUE", "h"],
+        args!["DUMP", "h"],
+        args!["MEMORY", "USAGE", "h"],
+        args!["EXEC"],
+    ];
+    let last = c.batch(asked).pop().unwrap();
+    let replies = match last {
+        Ok(Value::Array(replies)) => replies,
+        other => return Err(format!("EXEC: {other:?}")),
+    };
+    if let Some(e) = replies.iter().find(|r| matches!(r, Value::ServerError(_))) {
+        return Err(format!("{e:?}"));
+    }
+    let space = Space::parse(&replies[0]);
+    let sessions: usize = space.members.iter().map(|(_, sessions)| sessions.len()).sum();
+    let counts = (Value::Int(space.users), Value::Int(space.sessions));
+    if (space.users, space.sessions) != (space.members.len() as i64, sessions as i64)
+        || (&counts.0, &counts.1) != (&replies[1], &replies[2])
+    {
+        return Err(format!("counts do not fit: {:?} {:?} {space:?}", replies[1], replies[2]));
+    }
+    let (roster, names) = (space.roster(), space.names());
+    if roster.len() != names.len() || roster.values().map(|s| s.len()).sum::<usize>() != sessions {
+        return Err(format!("somebody is there twice: {names:?}"));
+    }
+    if names.iter().any(|name| name.is_empty() || name.len() > 512) {
+        return Err(format!("a name is empty or too long: {names:?}"));
+    }
+    for (_, sessions) in &space.members {
+        for s in sessions {
+            let json = s
+                .meta
+                .as_deref()
+                .is_none_or(|m| serde_json::from_str::<serde_json::Value>(m).is_ok());
+            if !json || s.expires_at <= 0 || s.session.len() > 512 {
+                return Err(format!("a bad session: {s:?}"));
+            }
+        }
+    }
+    parse_id(&space.id);
+    let alice = User::parse(&replies[5]).map_or(0, |u| u.sessions.len() as i64);
+    if items(&replies[4])[0] != Value::Int(alice) {
+        return Err(format!("STATUS {:?}, USER {alice}", replies[4]));
+    }
+    // What is dumped can be restored and is the same.
+    let copy = match &replies[7] {
+        Value::BulkString(copy) => copy,
+        // A space with nobody in it and no history: the sweep has been there already.
+        Value::Nil if space.id == "0-0" && space.users == 0 => return Ok(vec![]),
+        other => return Err(format!("DUMP: {other:?}")),
+    };
+    let again = [
+        args!["MULTI"],
+        args!["RESTORE", "h2", 0, copy, "REPLACE"],
+        args!["DEBUG", "DIGEST-VALUE", "h2"],
+        args!["EXEC"],
+    ];
+    match c.batch(again).pop().unwrap() {
+        Ok(Value::Array(r)) if r[0] == Value::Okay && r[1] == replies[6] => {}
+        other => {
+            return Err(format!("restored from its own dump: {other:?}, before {:?}", replies[6]))
+        }
+    }
+    Ok(names.into_iter().map(String::from).collect())
+}
+
+#[test]
+fn payloads_cut_at_every_byte() {
+    for compression in [false, true] {
+        let mut victim = Victim::new(compression);
+        let body = victim.genuine[..victim.genuine.len() - FOOTER].to_vec();
+        for end in 0..body.len() {
+            victim.feed(body[..end].to_vec(), || {
+                format!("cut at {end} of {}, compression {compression}", body.len())
+            });
+            victim.feed([&body[..end], &[0]].concat(), || {
+                format!("cut at {end} of {} and ended", body.len())
+            });
+        }
+        victim.verdict(16 << 20);
+    }
+}
+
+#[test]
+fn payloads_with_each_bit_flipped() {
+    for compression in [false, true] {
+        let mut victim = Victim::new(compression);
+        let body = victim.genuine[..victim.genuine.len() - FOOTER].to_vec();
+        for at in 0..body.len() {
+            // One byte inside a run of equal ones is like another.
+            if at > 2 && body[at - 3..at] == [body[at]; 3] && body.get(at + 1) == Some(&body[at]) {
+                continue;
+            }
+            for bit in 0..8 {
+                let mut flipped = body.clone();
+                flipped[at] ^= 1 << bit;
+                victim.feed(flipped, || {
+                    format!("bit {bit} of byte {at} of {}, compression {compression}", body.len())
+                });
+            }
+        }
+        // A length may have become one that the server itself reserves memory for.
+        victim.verdict(512 << 20);
+    }
+}
+
+/// Numbers that overflow something.
+const HUGE: [u64; 12] = [
+    0,
+    1,
+    250,
+    251,
+    0xffff,
+    0xffff_ffff,
+    1 << 40,
+    (1 << 62) - 1,
+    1 << 62,
+    i64::MAX as u64,
+    1 << 63,
+    u64::MAX,
+];
+
+#[test]
+fn payloads_with_numbers_and_lengths_of_any_size() {
+    let mut victim = Victim::new(false);
+    let parts = Parts::of(&victim.genuine);
+    assert_eq!(parts.build(&parts.items), victim.genuine[..victim.genuine.len() - FOOTER]);
+    for (i, item) in parts.items.iter().enumerate() {
+        match item {
+            Item::Number(kind, n) => {
+                for huge in
+                    HUGE.into_iter().chain([n.wrapping_add(1), n.wrapping_sub(1), n << 8, n >> 1])
+                {
+                    victim.feed(parts.with(i, Item::Number(*kind, huge)), || {
+                        format!("item {i}: {n} became {huge}")
+                    });
+                    // Also where a number of the other kind, or a text, is expected.
+                    victim.feed(parts.with(i, Item::Number(3 - kind, huge)), || {
+                        format!("item {i}: {n} became signed or not")
+                    });
+                }
+                victim.feed(parts.with(i, Item::Text(b"text".to_vec())), || {
+                    format!("item {i}: {n} became text")
+                });
+            }
+            Item::Text(text) => {
+                for huge in HUGE {
+                    victim.feed(parts.with(i, Item::Number(2, huge)), || {
+                        format!("item {i}: a text became {huge}")
+                    });
+                    for at in 0..text.len() {
+                        // In the form that the codec writes: a mark and eight bytes, instead of one; and eight bytes as
+                        // they are, over what is there.
+                        let long =
+                            [&text[..at], &[253], &huge.to_le_bytes(), &text[at + 1..]].concat();
+                        victim.feed(parts.with(i, Item::Text(long)), || {
+                            format!("item {i}: {huge} at {at}, inserted")
+                        });
+                        let mut over = text.clone();
+                        let n = (text.len() - at).min(8);
+                        over[at..at + n].copy_from_slice(&huge.to_le_bytes()[..n]);
+                        victim.feed(parts.with(i, Item::Text(over)), || {
+                            format!("item {i}: {huge} at {at}, over it")
+                        });
+                    }
+                }
+            }
+            Item::Float(..) | Item::Packed(_) => {}
+        }
+    }
+    victim.verdict(16 << 20);
+}
+
+#[test]
+fn payloads_put_together_wrongly() {
+    let mut rng = rng(31);
+    let mut victim = Victim::new(false);
+    let parts = Parts::of(&victim.genuine);
+    // A space large enough to be written in several pieces, and one with a history of messages of its own.
+    for u in 0..3000 {
+        victim.c.ok(args![
+            "PRESENCE.ONLINE",
+            "large",
+            format!("u{u}"),
+            "PX",
+            5_000_000,
+            "META",
+            format!("\"{}\"", "m".repeat(60))
+        ]);
+    }
+    let large = Parts::of(&dump(&mut victim.c, "large"));
+    victim.c.ok("DEL large");
+    println!("{} items, the large space has {}", parts.items.len(), large.items.len());
+    for (i, item) in parts.items.iter().enumerate() {
+        if let Item::Text(text) = item {
+            for end in 0..text.len() {
+                victim.feed(parts.with(i, Item::Text(text[..end].to_vec())), || {
+                    format!("item {i} cut at {end}")
+                });
+                victim.feed(parts.with(i, Item::Text(text[end..].to_vec())), || {
+                    format!("item {i} begins at {end}")
+                });
+                let junk: Vec<u8> = (0..rng.random_range(1..20)).map(|_| rng.random()).collect();
+                let stuffed = [&text[..end], &junk, &text[end..]].concat();
+                victim.feed(parts.with(i, Item::Text(stuffed)), || {
+                    format!("item {i}: junk at {end}")
+                });
+                let gap = (end + rng.random_range(1..20)).min(text.len());
+                victim
+                    .feed(parts.with(i, Item::Text([&text[..end], &text[gap..]].concat())), || {
+                        format!("item {i}: {end}..{gap} taken out")
+                    });
+                let from = rng.random_range(0..=end);
+                victim.feed(
+                    parts.with(i, Item::Text([&text[..end], &text[from..]].concat())),
+                    || format!("item {i}: {from}..{end} doubled"),
+                );
+            }
+        }
+    }
+    for of in [&parts, &large] {
+        for _ in 0..400 {
+            let mut items = of.items.clone();
+            for _ in 0..rng.random_range(1..4) {
+                if items.is_empty() {
+                    break;
+                }
+                let (i, j) = (rng.random_range(0..items.len()), rng.random_range(0..items.len()));
+                match rng.random_range(0..4) {
+                    0 => drop(items.remove(i)),
+                    1 => items.insert(j, items[i].clone()),
+                    2 => items.swap(i, j),
+                    _ => items.truncate(i),
+                }
+            }
+            victim.feed(of.build(&items), || format!("items shuffled: {} left", items.len()));
+        }
+    }
+    victim.verdict(64 << 20);
+}
+
+#[test]
+fn payloads_of_noise() {
+    let mut rng = rng(41);
+    let mut victim = Victim::new(false);
+    let parts = Parts::of(&victim.genuine);
+    let genuine: Vec<u8> = victim.genuine[..victim.genuine.len() - FOOTER].to_vec();
+    let noise = |rng: &mut StdRng, n: usize| (0..n).map(|_| rng.random()).collect::<Vec<u8>>();
+    for round in 0..6000 {
+        let n = rng.random_range(0..300);
+        let body = match round % 4 {
+            // behind the right type and module
+            0 => [parts.head.clone(), noise(&mut rng, n)].concat(),
+            // as items of the right kinds
+            1 => {
+                let items: Vec<_> = (0..rng.random_range(0..10))
+                    .map(|_| match rng.random_range(0..4) {
+                        0 => Item::Number(rng.random_range(1..3), *HUGE.choose(&mut rng).unwrap()),
+                        1 => Item::Number(2, rng.random_range(0..300)),
+                        _ => {
+                            let n = rng.random_range(0..200);
+                            let mut text = noise(&mut rng, n);
+                            if rng.random_bool(0.7) && n > 0 {
+                                text[0] = 1; // a version that is known
+                            }
+                            Item::Text(text)
+                        }
+                    })
+                    .collect();
+                parts.build(&items)
+            }
+            // several bytes of a genuine one changed
+            2 => {
+                let mut body = genuine.clone();
+                for _ in 0..rng.random_range(2..12) {
+                    let at = rng.random_range(0..body.len());
+                    body[at] = *[rng.random(), 0, 255, 1, 251, 252, 253].choose(&mut rng).unwrap();
+                }
+                body
+            }
+            // nothing right at all, though no other type: what the server makes of those is its own affair
+            _ => [vec![7], noise(&mut rng, n)].concat(),
+        };
+        victim.feed(body, || format!("round {round}"));
+    }
+    victim.verdict(512 << 20);
+}
+
+#[test]
+fn small_payloads_that_ask_for_much_memory_do_not_get_it() {
+    // What a payload makes of the server's memory is in proportion to its length, also where each is restored under a
+    // name of its own and stays.
+    let mut victim = Victim::new(false);
+    let parts = Parts::of(&victim.genuine);
+    let mut rng = rng(51);
+    let before = memory(&mut victim.c, "used_memory");
+    let (mut bytes, mut kept) = (0, 0u64);
+    for i in 0..3000 {
+        let mut items = parts.items.clone();
+        for item in &mut items {
+            match item {
+                Item::Number(_, n) if rng.random_bool(0.3) => *n = *HUGE.choose(&mut rng).unwrap(),
+                Item::Text(text) if !text.is_empty() && rng.random_bool(0.5) => {
+                    let at = rng.random_range(0..text.len());
+                    let huge = HUGE.choose(&mut rng).unwrap().to_le_bytes();
+                    text.splice(at..at + 1, [&[253], &huge[..]].concat());
+                }
+                _ => {}
+            }
+        }
+        let payload = seal(parts.build(&items), &victim.genuine);
+        bytes += payload.len() as u64;
+        match victim.c.try_cmd(args!["RESTORE", format!("kept{i}"), 0, payload]) {
+            Ok(_) => kept += 1,
+            Err(e) => assert!(!e.starts_with("lost"), "{e}"),
+        }
+    }
+    let after = memory(&mut victim.c, "used_memory");
+    println!("{kept} kept of 3000, {bytes} bytes sent, memory grew by {}", after - before);
+    assert!(after < before + 4 * bytes + (4 << 20));
+    victim.verdict(4 * bytes + (16 << 20));
+}
+
+// --- calls of any kind -----------------------------------------------------------------------------------------------
+
+/// The module's commands; those for internal use, with an underscore, apart.
+fn commands(c: &mut Conn) -> (Vec<String>, Vec<String>) {
+    let mut names = texts(&c.ok("COMMAND LIST FILTERBY MODULE presence"));
+    names.sort();
+    assert!(names.len() >= 6, "{names:?}");
+    names.into_iter().partition(|name| !name.to_lowercase().starts_with("presence._"))
+}
+
+const KEYS: [&[u8]; 8] = [b"s1", b"s2", b"s3", b"*", b"s\0x", b"a string", b"a list", b""];
+
+/// One word that has been trouble somewhere.
+fn word(rng: &mut StdRng) -> Vec<u8> {
+    const WORDS: &[&[u8]] = &[
+        b"",
+        b"0",
+        b"1",
+        b"2",
+        b"3",
+        b"-1",
+        b"+1",
+        b"01",
+        b"1.5",
+        b"1e3",
+        b"0x10",
+        b" 1",
+        b"1 ",
+        b"1\0",
+        b"nan",
+        b"inf",
+        b"100",
+        b"1000",
+        b"5000",
+        b"999999999999",
+        b"4611686018427387904",
+        b"9223372036854775807",
+        b"9223372036854775808",
+        b"-9223372036854775808",
+        b"18446744073709551615",
+        b"18446744073709551616",
+        b"99999999999999999999999999999999999999999999",
+        b"EX",
+        b"PX",
+        b"EXAT",
+        b"PXAT",
+        b"px",
+        b"NX",
+        b"XX",
+        b"Nx",
+        b"META",
+        b"USERS",
+        b"SESSIONS",
+        b"SESSION",
+        b"session",
+        b"LINGER",
+        b"CURSOR",
+        b"COUNT",
+        b"WITHSESSIONS",
+        b"AFTER",
+        b"$",
+        b"1-1",
+        b"0-0",
+        b"-",
+        b"+",
+        b"null",
+        b"{}",
+        b"[]",
+        b"\"x\"",
+        b"{\"a\":",
+        b"{\"a\":1}",
+        b"{'a':1}",
+        b"1 2",
+        b"\"\\ud800\"",
+        b"\"\xff\"",
+        b"true",
+        b"nul",
+        b"a",
+        b"b",
+        b"c",
+        b"alice",
+        b"bob",
+        b"\0",
+        b"a\0b",
+        b"\r\n",
+        b"%s%n%d%99999999d",
+        b"\xff\xfe",
+        b"\xc3",
+        b"\xed\xa0\x80",
+        b"\xf0\x9f\x98\x80",
+        b"*",
+        b"|",
+        b"\"",
+        b"\\",
+        b"{a}",
+        b"s1",
+        b"s2",
+        b"~",
+        b"KEEPTTL",
+        b"EVENTS",
+        b"HELP",
+    ];
+    match rng.random_range(0..100) {
+        0 => vec![b'x'; [511, 512, 513, 4096, 70_000][rng.random_range(0..5)]],
+        1 => vec![b'['; rng.random_range(100..20_000)],
+        2 => b"{\"a\":".repeat(rng.random_range(10..300)),
+        3 => format!("\"{}\"", "y".repeat([4093, 4094, 4095, 100_000][rng.random_range(0..4)]))
+            .into_bytes(),
+        4 => (now_ms() + rng.random_range(-1000..2000)).to_string().into_bytes(),
+        5 => (now_ms() / 1000 + rng.random_range(-2..3)).to_string().into_bytes(),
+        6 => (0..rng.random_range(1..30)).map(|_| rng.random()).collect(),
+        7 => rng.random_range(0..3000).to_string().into_bytes(),
+        _ => WORDS.choose(rng).unwrap().to_vec(),
+    }
+}
+
+/// A call that makes sense, mostly.
+fn sensible(rng: &mut StdRng, key: &[u8]) -> Vec<Vec<u8>> {
+    let user = format!("u{}", rng.random_range(0..20));
+    let session = ["", "a", "b", "c"].choose(rng).unwrap();
+    let ttl = [1, 10, 100, 1000, 60_000].choose(rng).copied().unwrap();
+    match rng.random_range(0..9) {
+        0..3 => args![
+            "PRESENCE.ONLINE",
+            key,
+            user,
+            "SESSION",
+            session,
+            "PX",
+            ttl,
+            "META",
+            rng.random_range(0..3)
+        ],
+        3 => args!["PRESENCE.ONLINE", key, "USERS", 3, user, "u1", "u2", "PX", ttl],
+        4 => args!["PRESENCE.ONLINE", key, "SESSIONS", 2, user, session, "u1", "b", "PX", ttl],
+        5 => args!["PRESENCE.OFFLINE", key, user, "LINGER", ttl],
+        6 => args!["PRESENCE.OFFLINE", key, "SESSIONS", 1, user, session],
+        7 => args![
+            "PRESENCE.SPACE",
+            key,
+            "WITHSESSIONS",
+            "CURSOR",
+            rng.random_range(0..30),
+            "COUNT",
+            rng.random_range(1..9)
+        ],
+        _ => args!["PRESENCE.USER", key, user],
+    }
+}
+
+/// A call of one of these commands: of sense, of nonsense, or the one with a little of the other.
+fn call(rng: &mut StdRng, names: &[String]) -> Vec<Vec<u8>> {
+    let key = KEYS.choose(rng).unwrap();
+    if rng.random_bool(0.5) {
+        let mut words = sensible(rng, key);
+        if rng.random_bool(0.5) {
+            for _ in 0..rng.random_range(1..3) {
+                let at = rng.random_range(2..=words.len());
+                match rng.random_range(0..3) {
+                    0 => words.insert(at, word(rng)),
+                    1 if at < words.len() => words[at] = word(rng),
+                    _ if at < words.len() => drop(words.remove(at)),
+                    _ => {}
+                }
+            }
+        }
+        return words;
+    }
+    let mut words = vec![names.choose(rng).unwrap().clone().into_bytes(), key.to_vec()];
+    let n = rng.random_range(0..9);
+    words.extend((0..n).map(|_| word(rng)));
+    if rng.random_bool(0.02) {
+        words.truncate(rng.random_range(1..=words.len()));
+    }
+    words
+}
+
+/// Sends calls in pipelines and counts those that got no error.
+#[track_caller]
+fn barrage(
+    server: &Server,
+    c: &mut Conn,
+    rng: &mut StdRng,
+    names: &[String],
+    calls: usize,
+) -> usize {
+    let mut accepted = 0;
+    for _ in 0..calls / 200 {
+        let batch: Vec<_> = (0..200).map(|_| call(rng, names)).collect();
+        let replies = c.batch(batch.iter().map(|words| &words[..]));
+        for (words, reply) in batch.iter().zip(replies) {
+            match reply {
+                Ok(_) => accepted += 1,
+                Err(e) if e.starts_with("lost") => {
+                    let all: Vec<_> = batch.iter().map(|w| show(w)).collect();
+                    panic!(
+                        "{}: {e}; the batch was\n{}\n{}",
+                        show(words),
+                        all.join("\n"),
+                        server.log()
+                    );
+                }
+                Err(_) => {}
+            }
+        }
+    }
+    accepted
+}
+
+#[test]
+fn tens_of_thousands_of_random_calls() {
+    let mut rng = rng(61);
+    let server = Server::with(&[("presence.history-ttl-ms", "300")]);
+    let mut c = server.connect();
+    let mut sub = server.psubscribe(&["presence:*"]);
+    c.ok(args!["SET", "a string", "x"]);
+    c.ok(args!["RPUSH", "a list", "x"]);
+    let (names, _) = commands(&mut c);
+    let (mut rosters, mut ids) =
+        (BTreeMap::<String, Roster>::new(), BTreeMap::<String, (i64, u64)>::new());
+    let mut follow = |c: &mut Conn, sub: &mut Subscriber| {
+        for e in sub.events_so_far(c) {
+            let roster = rosters.entry(e.str("space").into()).or_default();
+            match e.kind() {
+                "message" => {}
+                "close" => roster.clear(),
+                _ => e.fold(roster),
+            }
+            let id = ids.entry(e.str("space").into()).or_default();
+            let next = if e.id().0 == id.0 { id.1 + 1 } else { 1 };
+            assert!(e.id().0 >= id.0 && e.id().1 == next, "after {id:?}: {}", e.raw);
+            *id = e.id();
+        }
+        (rosters.clone(), ids.clone())
+    };
+    let mut accepted = 0;
+    for _ in 0..40 {
+        accepted += barrage(&server, &mut c, &mut rng, &names, 1000);
+        // Reads hide what is over, events tell it a moment later: in a quiet moment both say the same.
+        let deadline = now_ms() + 5000;
+        loop {
+            let (rosters, ids) = follow(&mut c, &mut sub);
+            let differs = KEYS.iter().filter(|key| !key.starts_with(b"a ")).find_map(|key| {
+                let space = c.space(key);
+                let name = String::from_utf8_lossy(key).into_owned();
+                let roster = rosters.get(&name).cloned().unwrap_or_default();
+                let last = ids.get(&name).copied().unwrap_or_default();
+                let same =
+                    space.roster() == roster && [(0, 0), last].contains(&parse_id(&space.id));
+                (!same).then(|| format!("{name:?}: {space:?} against {roster:?} {last:?}"))
+            });
+            match differs {
+                None => break,
+                Some(differs) => assert!(now_ms() < deadline, "events and SPACE differ: {differs}"),
+            }
+        }
+    }
+    println!("{accepted} of 40000 calls accepted");
+    assert!(accepted > 5000);
+    assert_eq!(c.text(["GET", "a string"]), "x");
+    wait_until("all to leave", SOON * 20, || c.stat("sweep_backlog") == 0);
+}
+
+#[test]
+fn random_calls_of_all_commands_also_the_internal_ones() {
+    let mut rng = rng(71);
+    let server = Server::with(&[("presence.history-ttl-ms", "300")]);
+    let mut c = server.connect();
+    c.ok(args!["SET", "a string", "x"]);
+    c.ok(args!["RPUSH", "a list", "x"]);
+    let (names, internal) = commands(&mut c);
+    let all: Vec<String> = names.iter().chain(&internal).cloned().collect();
+    println!("internal: {internal:?}");
+    // What the internal ones really carry, as the AOF shows it; then with bytes changed.
+    let carried = carried(&internal);
+    println!("{} genuine internal calls", carried.len());
+    for round in 0..100 {
+        barrage(&server, &mut c, &mut rng, if round % 2 == 0 { &all } else { &internal }, 200);
+        let batch: Vec<Vec<Vec<u8>>> = (0..200)
+            .filter_map(|_| {
+                let mut words = carried.choose(&mut rng)?.clone();
+                if rng.random_bool(0.5) && words.len() > 1 {
+                    words[1] = KEYS.choose(&mut rng).unwrap().to_vec();
+                }
+                for _ in 0..rng.random_range(0..4) {
+                    let i = rng.random_range(1..words.len());
+                    let w = &mut words[i];
+                    if i > 1 && !w.is_empty() {
+                        let at = rng.random_range(0..w.len());
+                        match rng.random_range(0..4) {
+                            0 => w[at] ^= 1 << rng.random_range(0..8),
+                            1 => w[at] = rng.random(),
+                            2 => w.truncate(at),
+                            _ => {
+                                w.splice(
+                                    at..at,
+                                    [&[253], &HUGE.choose(&mut rng).unwrap().to_le_bytes()[..]]
+                                        .concat(),
+                                );
+                            }
+                        }
+                    }
+                }
+                Some(words)
+            })
+            .collect();
+        for (words, reply) in batch.iter().zip(c.batch(batch.iter().map(|w| &w[..]))) {
+            if let Err(e) = reply {
+                assert!(
+                    !e.starts_with("lost"),
+                    "{}: {e}\n{}",
+                    words
+                        .iter()
+                        .map(|w| w.escape_ascii().to_string())
+                        .collect::<Vec<_>>()
+                        .join(" "),
+                    server.log()
+                );
+            }
+        }
+        for key in [&b"s1"[..], b"s2", b"s3", b"*", b"s\0x", b"rich"] {
+            if c.try_cmd(args!["COPY", key, "h", "REPLACE"]) == Ok(Value::Int(1)) {
+                check(&mut c).unwrap_or_else(|fault| panic!("{}: {fault}", key.escape_ascii()));
+            }
+        }
+    }
+    c.ok("FLUSHALL");
+    wait_until("INFO to count nothing", SOON, || (c.stat("spaces"), c.stat("sessions")) == (0, 0));
+}
+
+/// The internal calls that an AOF holds after a bit of everything.
+fn carried(internal: &[String]) -> Vec<Vec<Vec<u8>>> {
+    let server = Server::builder()
+        .aof()
+        .config("aof-use-rdb-preamble", "no")
+        .config("presence.history-ttl-ms", "200")
+        .start();
+    let mut c = server.connect();
+    furnish(&mut c, "rich");
+    c.ok("PRESENCE.ONLINE s1 a PX 10");
+    wait_until("the key to go", SOON, || c.int("EXISTS s1") == 0);
+    c.ok("BGREWRITEAOF");
+    wait_until("the rewrite", SOON * 2, || c.info("persistence")["aof_rewrite_in_progress"] == "0");
+    furnish(&mut c, "s2");
+    server.stop(Stop::NoSave);
+    let mut calls = Vec::new();
+    for file in std::fs::read_dir(server.dir().join("appendonlydir")).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        let mut at = 0;
+        while at < bytes.len() && bytes[at] == b'*' {
+            let number = |at: &mut usize| {
+                let end = *at + bytes[*at..].iter().position(|b| *b == b'\r').unwrap();
+                let n: usize = std::str::from_utf8(&bytes[*at + 1..end]).unwrap().parse().unwrap();
+                *at = end + 2;
+                n
+            };
+            let n = number(&mut at);
+            let mut words = Vec::new();
+            for _ in 0..n {
+                let size = number(&mut at);
+                words.push(bytes[at..at + size].to_vec());
+                at += size + 2;
+            }
+            let name = String::from_utf8_lossy(&words[0]).to_lowercase();
+            if internal.iter().any(|i| i.to_lowercase() == name) {
+                calls.push(words);
+            }
+        }
+    }
+    calls
+}

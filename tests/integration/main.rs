@@ -1,0 +1,16 @@
+//! The module in real servers, black box. See `harness` for how a test looks.
+
+// A helper that only some files use is no dead code.
+#[allow(dead_code)]
+mod harness;
+
+mod bad_input;
+mod commands;
+mod docs;
+mod events;
+mod harness_test;
+mod hostile;
+mod keylife;
+mod leases;
+mod persistence;
+mod tour;
