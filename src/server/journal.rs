@@ -8,11 +8,14 @@ use super::context::Context;
 use super::settings::{self, ChannelMode};
 use super::stats;
 use crate::codec;
-use crate::space::{Effect, Kind, Reason, Retention, Sink};
+use crate::space::{Effect, Gone, Kind, Reason, Retention, Sink};
 use std::ffi::CStr;
 
 /// The command by which effects travel.
 pub const APPLY: &CStr = c"PRESENCE._APPLY";
+
+/// So many sessions are freed at once without being felt; more are freed in the background.
+const FREED_HERE: usize = 1000;
 
 /// What happened to one space in one go.
 pub struct Journal {
@@ -139,6 +142,13 @@ impl Sink for Journal {
         }
         if reason == Some(Reason::Timeout) {
             stats::TIMEOUTS.add(1);
+        }
+    }
+
+    fn discard(&mut self, gone: Gone) {
+        if gone.sessions() >= FREED_HERE {
+            // If no thread can be had, the closure is dropped here, and the sessions with it.
+            let _ = std::thread::Builder::new().spawn(move || drop(gone));
         }
     }
 

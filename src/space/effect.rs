@@ -4,7 +4,7 @@
 //! no clock. Events follow from effects: applying one gives the event its id and its text, the
 //! same on every node.
 
-use super::{Kind, Reason, Timestamp};
+use super::{Gone, Kind, Reason, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// One change of a space. Times are unix ms.
@@ -70,6 +70,11 @@ pub trait Sink {
     fn effect(&mut self, effect: &Effect<'_>);
     /// An event happened; the text is what subscribers get.
     fn event(&mut self, kind: Kind, reason: Option<Reason>, text: &[u8]);
+    /// Everybody is gone at once. Freeing a million sessions takes time: who has a way to do that
+    /// elsewhere does.
+    fn discard(&mut self, gone: Gone) {
+        drop(gone);
+    }
     /// A lease that ended so many ms ago is noticed now.
     fn lapsed(&mut self, _ms_ago: u64) {}
 }

@@ -280,7 +280,10 @@ impl Members {
         {
             Some(group) => {
                 let was_anchor = group.slots.first() == Some(&id);
-                group.slots.retain(|other| *other != id);
+                // From the end: who ends all sessions of a user ends the last first.
+                if let Some(at) = group.slots.iter().rposition(|other| *other == id) {
+                    group.slots.remove(at);
+                }
                 (was_anchor, group.slots.first().copied())
             }
             None => (true, None),

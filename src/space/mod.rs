@@ -44,6 +44,15 @@ pub fn allocated(bytes: usize) -> usize {
     }
 }
 
+/// The members of a space that has ended, to be freed.
+pub struct Gone(Members);
+
+impl Gone {
+    pub fn sessions(&self) -> usize {
+        self.0.sessions()
+    }
+}
+
 /// What bounds a space.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -343,7 +352,7 @@ impl Space {
 
     fn shut<S: Sink>(&mut self, at: At, until: Timestamp, sink: &mut S) {
         sink.effect(&Effect::Close { at: at.now, until });
-        self.members = Members::default();
+        sink.discard(Gone(std::mem::take(&mut self.members)));
         self.closed_until = until.max(1);
         let event = Event::new(self.epoch, at.space, Kind::Close, 0, at.now);
         self.event(at, event, sink);
