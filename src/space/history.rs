@@ -62,6 +62,9 @@ impl History {
         }
         if self.events.is_empty() {
             self.clear();
+        } else if self.events.len() * 4 < self.events.capacity() {
+            // What a busy hour needed is not kept for the quiet ones.
+            self.events.shrink_to(self.events.len() * 2);
         }
     }
 
@@ -132,6 +135,12 @@ mod tests {
         assert_eq!(texts(&history, 9), ["4", "13"]);
         history.truncate_to(1);
         assert_eq!(texts(&history, 9), ["13"]);
+        for at in 13..1013 {
+            history.push(at, b"x", Retention { length: 1000, ttl: 10_000 });
+        }
+        let busy = history.heap_bytes();
+        history.push(1013, b"x", retention);
+        assert!(history.heap_bytes() * 20 < busy, "{} of {busy}", history.heap_bytes());
         history.push(13, b"none", Retention { length: 0, ttl: 10 });
         assert_eq!((history.len(), history.heap_bytes()), (0, 0));
     }
