@@ -173,6 +173,8 @@ fn offline_of_a_user_is_removes_and_one_leave() {
         let mut call = args!["PRESENCE.ONLINE", &space, "SESSIONS", k];
         (0..k).for_each(|i| call.extend(args!["a", format!("s{i}")]));
         c.ok(&call);
+        assert_eq!(c.ints(["PRESENCE.STATUS", &space, "a"]), [k as i64]);
+        assert_eq!(c.user(&space, "a").unwrap().sessions.len(), k);
         assert_eq!(c.int(["PRESENCE.OFFLINE", &space, "a"]), 1);
         let mut roster = Roster::new();
         let events = sub.events_so_far(&mut c);
@@ -276,8 +278,10 @@ fn settings_change_channel_and_lease() {
 /// refused and not made.
 #[test]
 fn sharded_channels_share_the_slot_of_the_key() {
-    let server = Server::with(&[("presence.channel-mode", "sharded")]);
+    let server = Server::with(&[("presence.channel-mode", "sharded"), ("cluster-enabled", "yes")]);
     let mut c = server.connect();
+    c.ok("CLUSTER ADDSLOTSRANGE 0 16383");
+    wait_until("a cluster of one", SOON, || c.text("CLUSTER INFO").contains("cluster_state:ok"));
     let mut global = server.psubscribe(&["*"]);
     for (space, channel) in [
         ("s", "presence:{s}"),

@@ -321,6 +321,7 @@ fn a_moved_space_lapses_in_its_new_database() {
         online(&mut c, "s", "stays", lease + 60_000);
         let id = last_id(&mut c, "s");
         assert_eq!(c.int("MOVE s 7"), 1);
+        c.ok("SELECT 0"); // see `a_connection_stays_in_its_database`
         assert_eq!(c.int("EXISTS s"), 0);
         // A new space of the name takes its place.
         online(&mut c, "s", "new", lease + 100);
@@ -363,8 +364,14 @@ fn both_of_a_copied_pair_lapse_each_on_its_own_channel() {
         assert_eq!(c.int("COPY s replaced"), 0);
         assert_eq!(c.int("COPY s replaced REPLACE"), 1);
         assert_eq!(c.int("COPY s far DB 4"), 1);
+        c.ok("SELECT 0"); // see `a_connection_stays_in_its_database`
         assert_eq!(c.space("twin"), c.space("s"));
         assert_eq!(c.digest("twin"), c.digest("s"));
+        assert_eq!(
+            c.ok("PRESENCE.EVENTS twin"),
+            c.ok("PRESENCE.EVENTS s"),
+            "the history comes along"
+        );
         assert_eq!(sub.events_so_far(&mut c).len(), 7, "copying is silent");
         // A change of one is none of the other.
         c.ok("PRESENCE.OFFLINE twin c");
@@ -415,6 +422,7 @@ fn dump_and_restore_keep_everything_and_leases_are_absolute() {
 
         assert_eq!(c.text(args!["RESTORE", "twin", 0, dump]), "OK");
         assert_eq!(c.digest("twin"), digest);
+        assert_eq!(c.ok("PRESENCE.EVENTS twin"), c.ok("PRESENCE.EVENTS rich"));
         assert_eq!(sorted(c.space("twin")), sorted(c.space("rich")));
         assert!(c.err(args!["RESTORE", "twin", 0, dump]).starts_with("BUSYKEY"));
         c.ok("DEL rich");
@@ -576,6 +584,113 @@ fn flushing_one_database_leaves_the_others() {
     });
 }
 
+// --- closed ----------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_closed_space_is_silent_and_goes_when_its_time_is_over() {
+    steady(|| {
+        let server = Server::start();
+        let mut c = server.connect();
+        let mut sub = server.psubscribe(&["presence:*"]);
+        let lease = now_ms() + 300;
+        online(&mut c, "s", "a", lease);
+        online(&mut c, "s", "b", lease + 100);
+        c.ok("PRESENCE.OFFLINE s b LINGER 50");
+        let before = now_ms();
+        assert_eq!(c.int("PRESENCE.CLOSE s PX 900"), 1);
+        let id = last_id(&mut c, "s");
+        assert_eq!(id.1, 3);
+        assert_eq!((c.stat("users"), c.stat("sessions"), c.stat("spaces")), (0, 0, 1));
+        let kinds: Vec<_> =
+            sub.events_so_far(&mut c).iter().map(|e| e.kind().to_string()).collect();
+        assert_eq!(kinds, ["join", "join", "close"]);
+        for command in
+            ["PRESENCE.ONLINE s a", "PRESENCE.ONLINE s USERS 1 a", "PRESENCE.ONLINE s x NX"]
+        {
+            assert!(c.err(command).starts_with("CLOSED "), "{command}");
+        }
+        silence(&mut sub, &mut c, lease + 100); // no lease of before means anything
+        assert_eq!(last_id(&mut c, "s"), id);
+        wait_until("the key to go", SOON, || c.int("EXISTS s") == 0);
+        let gone = now_ms();
+        within("the end of a closed space", gone, before + 900, before + 900 + 2 * LATE);
+        c.ok("PRESENCE.ONLINE s a");
+        let join = sub.event(SOON);
+        assert!(join.id() > id && join.id().1 == 1, "{id:?} and then {}", join.raw);
+        // DEL opens it at once.
+        c.ok("PRESENCE.CLOSE s EX 100");
+        c.ok("DEL s");
+        assert_eq!(c.int("PRESENCE.ONLINE s a"), 1);
+        let events = sub.events_so_far(&mut c);
+        assert_eq!(events.iter().map(Event::kind).collect::<Vec<_>>(), ["close", "join"]);
+        assert!(events[1].id() > events[0].id());
+    });
+}
+
+#[test]
+fn a_closed_space_stays_closed_wherever_it_goes() {
+    steady(|| {
+        let server = Server::start();
+        let mut c = server.connect();
+        let mut sub = server.psubscribe(&["presence:*"]);
+        furnish(&mut c, "s");
+        let before = now_ms();
+        c.ok("PRESENCE.CLOSE s PX 1000");
+        let events = c.ok("PRESENCE.EVENTS s");
+        let Value::BulkString(dump) = c.ok("DUMP s") else { panic!("no dump") };
+        c.ok("COPY s copied");
+        c.ok(args!["RESTORE", "restored", 0, dump]);
+        c.ok("COPY s moved");
+        c.ok("MOVE moved 1");
+        c.ok("SELECT 0"); // see `a_connection_stays_in_its_database`
+        c.ok("RENAME s renamed");
+        c.ok("DEBUG RELOAD");
+        sub.so_far(&mut c);
+        let rooms = [(0, "copied"), (0, "restored"), (0, "renamed"), (1, "moved")];
+        for (db, room) in rooms {
+            c.ok(args!["SELECT", db]);
+            assert!(c.err(["PRESENCE.ONLINE", room, "x"]).starts_with("CLOSED "), "{room}");
+            assert_eq!(c.ok(["PRESENCE.EVENTS", room]), events, "{room}");
+        }
+        assert!(now_ms() < before + 1000, "the machine was too slow for this test");
+        for (db, room) in rooms {
+            c.ok(args!["SELECT", db]);
+            wait_until("the key to go", SOON, || c.int(["EXISTS", room]) == 0);
+            within(room, now_ms(), before + 1000, before + 1000 + 2 * LATE);
+        }
+        sub.expect_none_for(ms(50));
+    });
+}
+
+/// Valkey 8.1 and 9.0 leave a connection in the other database after MOVE and COPY … DB while a module listens to
+/// keyspace events (valkey-io/valkey#4024).
+#[test]
+fn a_connection_stays_in_its_database() {
+    let server = Server::start();
+    let mut c = server.connect();
+    c.ok("PRESENCE.ONLINE s a");
+    c.ok("SET k x");
+    let mut wrong = Vec::new();
+    for command in [
+        "COPY s s DB 3",
+        "MOVE s 4",
+        "COPY k k DB 3",
+        "MOVE k 4",
+        "MULTI | PRESENCE.ONLINE s a | MOVE s 5 | EXEC",
+        "EVAL return{redis.call('PRESENCE.ONLINE','s','a'),redis.call('MOVE','s',6)} 0",
+    ] {
+        for command in command.split(" | ") {
+            c.ok(command);
+        }
+        c.ok("SET here x");
+        c.ok("SELECT 0");
+        if c.int("DEL here") == 0 {
+            wrong.push(command);
+        }
+    }
+    assert!(wrong.is_empty(), "the connection was in another database after {wrong:?}");
+}
+
 // --- memory ----------------------------------------------------------------------------------------------------------
 
 #[test]
@@ -700,13 +815,13 @@ fn memory_usage_follows_the_members() {
     let used = |c: &mut Conn| c.info("memory")["used_memory"].parse::<i64>().unwrap();
     let before = used(&mut c);
     c.ok("DEL s");
-    let freed = before - used(&mut c);
-    println!("freed {freed}");
-    assert!(
-        (freed - usage[4]).abs() < usage[4] / 2,
-        "MEMORY USAGE said {}, DEL freed {freed}",
-        usage[4]
-    );
+    // Some servers free in the background.
+    let mut freed = 0;
+    wait_until("about as much memory as MEMORY USAGE said to be freed", SOON, || {
+        freed = before - used(&mut c);
+        (freed - usage[4]).abs() < usage[4] / 2
+    });
+    println!("MEMORY USAGE said {}, DEL freed {freed}", usage[4]);
 
     c.ok(args!["PRESENCE.ONLINE", "m", "a", "META", format!("\"{}\"", "x".repeat(3000))]);
     let with_meta = c.int("MEMORY USAGE m");
@@ -1025,6 +1140,9 @@ fn storm(seed: u64) {
                     "PX",
                     rng.random_range(1..250)
                 ]
+            }
+            50 if rng.random_bool(0.3) => {
+                args!["PRESENCE.CLOSE", a, "PX", rng.random_range(1..100)]
             }
             50..58 => args!["PRESENCE.OFFLINE", a, user],
             58..62 => args!["PRESENCE.OFFLINE", a, user, "LINGER", rng.random_range(1..100)],

@@ -946,11 +946,10 @@ fn memory_comes_back_when_everybody_has_left() {
     let mut c = server.connect();
     let used = |c: &mut Conn| c.info("memory")["used_memory"].parse::<i64>().unwrap();
     let round = |c: &mut Conn| {
-        let lease = now_ms() + 300;
         for s in 0..10 {
             let mut words = args!["PRESENCE.ONLINE", format!("s{s}"), "USERS", 1000];
             words.extend((0..1000).map(|u| format!("user-{u}").into_bytes()));
-            words.extend(args!["PXAT", lease]);
+            words.extend(args!["PX", 300]);
             c.ok(words);
         }
         wait_until("all spaces to go", secs(20), || c.int("DBSIZE") == 0);
