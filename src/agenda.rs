@@ -99,6 +99,12 @@ impl Agenda {
         self.entries.remove(id);
     }
 
+    /// Whether no other database than this has spaces.
+    pub fn is_only(&self, db: i32) -> bool {
+        let of_db = self.table_of.get(&db).and_then(|table| self.tables.get(*table));
+        of_db.map_or(0, |table| table.names.len()) == self.entries.len()
+    }
+
     /// Takes off all spaces of a database.
     pub fn forget_db(&mut self, db: i32) {
         let Some(&table) = self.table_of.get(&db) else { return };

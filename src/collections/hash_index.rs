@@ -35,7 +35,6 @@ pub struct HashIndex {
 }
 
 impl HashIndex {
-    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.len
     }

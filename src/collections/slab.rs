@@ -1,7 +1,7 @@
 //! Entries under small numbers that stay theirs until they are removed.
 
 /// Entries a page. A page is the most that is ever copied or allocated at once.
-const PAGE: usize = 512;
+const PAGE: usize = 128;
 
 /// A paged slab. `insert` hands out a number, the lowest free page first known; a page whose last
 /// entry goes is given back. The first page lives inline and grows with its contents, so that a
@@ -13,6 +13,8 @@ pub struct Slab<T> {
     /// Pages that have a free place, each at most once; the first page is looked at before these.
     open: Vec<u32>,
     len: usize,
+    /// Bytes that the pages behind the first have on the heap.
+    rest_bytes: usize,
 }
 
 #[derive(Clone)]
@@ -66,7 +68,7 @@ impl<T> Page<T> {
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Slab { first: Page::new(), rest: Vec::new(), open: Vec::new(), len: 0 }
+        Slab { first: Page::new(), rest: Vec::new(), open: Vec::new(), len: 0, rest_bytes: 0 }
     }
 }
 
@@ -118,7 +120,9 @@ impl<T> Slab<T> {
             }
         };
         let Some(page) = self.rest.get_mut(number - 1) else { return u32::MAX };
+        let before = page.heap_bytes();
         let at = page.insert(value);
+        self.rest_bytes = self.rest_bytes + page.heap_bytes() - before;
         if page.is_full() {
             self.open.pop();
         }
@@ -130,7 +134,12 @@ impl<T> Slab<T> {
         let (number, at) = (id as usize / PAGE, id as usize % PAGE);
         let page = self.page_mut(number)?;
         let was_full = page.is_full();
+        let before = page.heap_bytes();
         let value = page.remove(at)?;
+        let after = page.heap_bytes();
+        if number > 0 {
+            self.rest_bytes = self.rest_bytes + after - before;
+        }
         if was_full && number > 0 {
             self.open.push(number as u32);
         }
@@ -161,12 +170,10 @@ impl<T> Slab<T> {
             .flat_map(|page| page.entries.iter_mut().flatten())
     }
 
-    /// Bytes on the heap, the entries' own allocations not counted. A small constant time for a
-    /// small slab; for a large one an estimate that does not walk the pages.
+    /// Bytes on the heap, the entries' own allocations not counted; in constant time.
     pub fn heap_bytes(&self) -> usize {
-        let full_pages = (self.len.saturating_sub(self.first.used())).div_ceil(PAGE);
         self.first.heap_bytes()
-            + full_pages * PAGE * size_of::<Option<T>>()
+            + self.rest_bytes
             + self.rest.capacity() * size_of::<Page<T>>()
             + self.open.capacity() * size_of::<u32>()
     }
@@ -194,6 +201,8 @@ mod tests {
                 }
             }
             prop_assert_eq!(slab.len(), model.len());
+            let rest: usize = slab.rest.iter().map(Page::heap_bytes).sum();
+            prop_assert_eq!(slab.rest_bytes, rest);
             let from = model.keys().nth(model.len() / 2).copied().unwrap_or(0);
             let listed: Vec<_> = slab.iter_from(from).map(|(id, v)| (id, *v)).collect();
             let expected: Vec<_> = model.range(from..).map(|(id, v)| (*id, *v)).collect();

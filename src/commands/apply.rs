@@ -6,7 +6,8 @@ use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
 use crate::server::error::{Error, Outcome};
 use crate::server::journal::Journal;
-use crate::space::{Effect, Retention};
+use crate::server::key::SpaceKey;
+use crate::space::{Effect, Retention, Space};
 
 pub struct Apply;
 
@@ -31,23 +32,42 @@ impl Command for Apply {
         let name = args.required()?;
         let batch = args.required()?.bytes();
         let mut key = call.change_or_create(name)?;
-        let mut is_new = key.is_new();
         let mut journal = Journal::replay();
-        // Each batch tells the settings under which it was made before they matter.
-        let mut retention = Retention { length: 0, ttl: 0 };
-        for effect in codec::decode(batch) {
-            let effect =
-                effect.map_err(|error| Error::new(format!("the batch is {}", error.message())))?;
-            if is_new != matches!(effect, Effect::Begin { .. }) {
-                return Err(Error::new("the batch does not fit: the space has not one beginning"));
-            }
-            is_new = false;
-            key.space()
-                .apply(name.bytes(), &effect, &mut retention, &mut journal)
-                .map_err(|misfit| Error::new(format!("the batch does not fit: {}", misfit.0)))?;
+        let applied = apply(&mut key, name.bytes(), batch, &mut journal);
+        // What was done until something did not fit is done: it counts, and stands in our own AOF.
+        if !key.is_new() || applied.is_ok() {
+            key.commit(&journal);
         }
-        key.commit(&journal);
+        applied?;
         call.ctx.reply_ok();
         Ok(())
     }
+}
+
+fn apply(
+    key: &mut SpaceKey<'_>,
+    name: &[u8],
+    batch: &[u8],
+    journal: &mut Journal,
+) -> Result<(), Error> {
+    let mut unbegun = key.is_new();
+    // Each batch tells the settings under which it was made before they matter.
+    let mut retention = Retention { length: 0, ttl: 0 };
+    for effect in codec::decode(batch) {
+        let effect =
+            effect.map_err(|error| Error::new(format!("the batch is {}", error.message())))?;
+        let begins = matches!(effect, Effect::Begin { .. });
+        if unbegun && !begins {
+            return Err(Error::new("the batch does not fit: the space has no beginning"));
+        }
+        if begins {
+            // Whatever is there, who decides has begun anew.
+            *key.space() = Space::new(0);
+        }
+        unbegun = false;
+        key.space()
+            .apply(name, &effect, &mut retention, journal)
+            .map_err(|misfit| Error::new(format!("the batch does not fit: {}", misfit.0)))?;
+    }
+    Ok(())
 }

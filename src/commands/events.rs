@@ -45,10 +45,7 @@ impl Command for Events {
             } else if args.take_word("BLOCK") {
                 let value = integer(args.value_of("BLOCK")?)
                     .ok_or_else(|| Error::new("timeout is not an integer or out of range"))?;
-                if value < 0 {
-                    return Err(Error::new("timeout is negative"));
-                }
-                set_once(&mut block, value, "BLOCK")?;
+                set_once(&mut block, parse::timeout(value, call.now)?, "BLOCK")?;
             } else {
                 return Err(args.unknown_option());
             }
@@ -58,7 +55,8 @@ impl Command for Events {
         let count = count.unwrap_or(usize::MAX);
         // Without AFTER all that is kept is told, and nothing is said to be missing.
         let after = after.map(|after| after.unwrap_or(last_id));
-        let wait = Wait { after, count };
+        let epoch = space.as_ref().map(|space| space.last_id().0);
+        let wait = Wait { after, count, epoch };
         if let Some(block) = block.filter(|_| !call.ctx.may_not_block()) {
             if !has_news(space.as_ref(), &wait, call.now) {
                 drop(space);
@@ -71,11 +69,21 @@ impl Command for Events {
     }
 }
 
-/// Whether there is something to tell.
-fn has_news(space: Option<&SpaceRef>, wait: &Wait, now: u64) -> bool {
-    let Some(space) = space else { return wait.after.is_some_and(|after| after != (0, 0)) };
+/// Whether there is something to tell: events, or that some are missing, or that the space is not
+/// the one that was there when the client began to wait.
+pub fn has_news(space: Option<&SpaceRef>, wait: &Wait, now: u64) -> bool {
+    let epoch = space.map(|space| space.last_id().0);
+    if wait.epoch.is_some() && wait.epoch != epoch {
+        return true;
+    }
+    let Some(space) = space else { return is_gone(wait) };
     let (gap, mut events) = space.events_after(wait.from(), now, settings::retention());
     (gap && wait.after.is_some()) || events.next().is_some()
+}
+
+/// Whether there were events that are not there with the space.
+fn is_gone(wait: &Wait) -> bool {
+    wait.after.is_some_and(|after| after != (0, 0))
 }
 
 /// The reply, as things are at `now`.
@@ -85,7 +93,7 @@ pub fn reply(ctx: Context, space: Option<&SpaceRef>, wait: &Wait, now: u64) {
     ctx.reply_id(space.map_or((0, 0), |space| space.last_id()));
     ctx.reply_bulk(b"gap");
     let Some(space) = space else {
-        ctx.reply_bool(wait.after.is_some_and(|after| after != (0, 0)));
+        ctx.reply_bool(is_gone(wait));
         ctx.reply_bulk(b"events");
         ctx.reply_array(0);
         return;

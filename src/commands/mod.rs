@@ -14,7 +14,7 @@ mod sweep;
 mod user;
 mod view;
 
-pub use events::reply as events_reply;
+pub use events::{has_news as events_has_news, reply as events_reply};
 
 use crate::server::context::Context;
 use crate::server::load::{register_all, row, Registration};

@@ -8,6 +8,9 @@ use crate::server::journal;
 use crate::server::settings::{self, ChannelMode};
 use crate::space::{Text, MAX_NAME_BYTES, MAX_TIMESTAMP};
 
+/// The longest name of a space (bytes). Each of its events repeats it.
+const MAX_SPACE_BYTES: usize = 65536;
+
 fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Error> {
     std::str::from_utf8(bytes).map_err(|_| Error::new(format!("{what} is not UTF-8 text")))
 }
@@ -34,6 +37,9 @@ pub fn session(bytes: &[u8]) -> Result<&str, Error> {
 /// sharded mode there must be a channel for it.
 pub fn new_space(name: Arg<'_>) -> Result<(), Error> {
     let name = name.bytes();
+    if name.len() > MAX_SPACE_BYTES {
+        return Err(Error::new(format!("space is longer than {MAX_SPACE_BYTES} bytes")));
+    }
     utf8(name, "space")?;
     if settings::channel_mode() == ChannelMode::Sharded
         && settings::with_channel_prefix(|prefix| {
@@ -149,6 +155,18 @@ pub fn count(args: &mut Args<'_>) -> Result<usize, Error> {
     let value = integer(args.value_of("COUNT")?).ok_or(Error::NOT_AN_INTEGER)?;
     let value = usize::try_from(value).ok().filter(|value| *value > 0);
     value.ok_or_else(|| Error::syntax("COUNT takes a number of 1 or more"))
+}
+
+/// How long to wait (ms), 0 without end. Servers differ in what they do with a moment that they
+/// cannot represent.
+pub fn timeout(value: i64, now: u64) -> Result<i64, Error> {
+    match u64::try_from(value) {
+        Err(_) => Err(Error::new("timeout is negative")),
+        Ok(timeout) if timeout > MAX_TIMESTAMP - now.min(MAX_TIMESTAMP) => {
+            Err(Error::new("timeout is out of range"))
+        }
+        Ok(_) => Ok(value),
+    }
 }
 
 /// `USERS n user …`, for `COMMAND DOCS`.

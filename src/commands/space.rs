@@ -6,14 +6,12 @@ use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
 use crate::server::error::{Error, Outcome};
 use crate::space;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::LazyLock;
 
 pub struct Space;
 
-/// A page looks at so many places for each member that it may return: in a space that most have
-/// left, a page may come back with fewer members than asked for.
-const PLACES_A_MEMBER: usize = 8;
+/// A page passes over so many places for each member that it may return: in a space that most
+/// have left, a page may come back with fewer members than asked for.
+const PLACES_A_MEMBER: usize = 32;
 
 impl Command for Space {
     const SPEC: Spec = Spec {
@@ -54,9 +52,9 @@ impl Command for Space {
                 return Err(args.unknown_option());
             }
         }
-        let from = cursor.and_then(place_of).unwrap_or(0);
-
         let space = call.read(name)?;
+        let mark = space.as_ref().map_or(0, |space| space.mark());
+        let from = cursor.and_then(|cursor| place_of(mark, cursor)).unwrap_or(0);
         let ctx = call.ctx;
         let id = space.as_ref().map_or((0, 0), |space| space.last_id());
         let (users, sessions) = space.as_ref().map_or((0, 0), |space| space.counts(call.now));
@@ -74,7 +72,7 @@ impl Command for Space {
         ctx.reply_bulk(b"sessions");
         ctx.reply_count(sessions);
         ctx.reply_bulk(b"cursor");
-        ctx.reply_bulk(end.map_or(0, cursor_of).to_string().as_bytes());
+        ctx.reply_bulk(end.map_or(0, |end| cursor_of(mark, end)).to_string().as_bytes());
         ctx.reply_bulk(b"members");
         ctx.reply_array_of(|| {
             let places = space.as_ref().map(|space| space.walk(from, call.now));
@@ -102,8 +100,9 @@ impl Command for Space {
 /// The place at which the next page begins, or none where this one is the last.
 fn end_of_page(space: &space::Space, from: u32, count: usize, now: u64) -> Option<u32> {
     let mut members = 0;
-    for (looked_at, (place, user)) in space.walk(from, now).enumerate() {
-        if members == count || looked_at == count.saturating_mul(PLACES_A_MEMBER) {
+    let furthest = (from as usize).saturating_add(count.saturating_mul(PLACES_A_MEMBER));
+    for (place, user) in space.walk(from, now) {
+        if members == count || (place as usize) > furthest {
             return Some(place);
         }
         members += usize::from(user.is_some());
@@ -111,18 +110,16 @@ fn end_of_page(space: &space::Space, from: u32, count: usize, now: u64) -> Optio
     None
 }
 
-/// Places are those of this process: after a restart or on another node the same users have
-/// others. A cursor carries a mark of its process, and one of another begins anew: so a listing
-/// that outlives its server repeats members, but misses none. In all it has 52 bits, which every
-/// client can hold as a number.
-static MARK: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(0) >> 44 << 32);
-
-fn cursor_of(place: u32) -> u64 {
-    *MARK | u64::from(place)
+/// Places are those of one value in one process: loaded again, or on another node, the same users
+/// have others. A cursor carries 20 bits of the value's mark, and one of another mark begins anew:
+/// so a listing that is interrupted by a restart repeats members, but misses none. In all it has
+/// 52 bits, which every client can hold as a number.
+fn cursor_of(mark: u32, place: u32) -> u64 {
+    u64::from(mark & 0xf_ffff) << 32 | u64::from(place)
 }
 
-fn place_of(cursor: u64) -> Option<u32> {
-    u32::try_from(cursor ^ *MARK).ok()
+fn place_of(mark: u32, cursor: u64) -> Option<u32> {
+    u32::try_from(cursor ^ cursor_of(mark, 0)).ok()
 }
 
 #[cfg(test)]
@@ -130,9 +127,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_is_good_in_its_process_only() {
-        assert_eq!(place_of(cursor_of(7)), Some(7));
-        assert!(cursor_of(u32::MAX) < 1 << 53);
-        assert_eq!(place_of(cursor_of(7) ^ (1 << 40)), None);
+    fn a_cursor_is_good_for_its_mark_only() {
+        assert_eq!(place_of(0x1234_5678, cursor_of(0x1234_5678, 7)), Some(7));
+        assert_eq!(place_of(0x1234_5679, cursor_of(0x1234_5678, 7)), None);
+        assert!(cursor_of(u32::MAX, u32::MAX) < 1 << 53);
     }
 }

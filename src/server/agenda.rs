@@ -8,6 +8,13 @@ use crate::agenda::Agenda;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
+/// So many epochs are remembered by name; more raise the floor for all names.
+const RECENT_EPOCHS: usize = 1024;
+/// An epoch that is later than now by more than this (ms) is not a recent one.
+const FAR_MS: u64 = 60_000;
+/// So many names are freed at once without being felt; more are freed in the background.
+const FREED_HERE: usize = 10_000;
+
 #[derive(Default)]
 struct State {
     current: Agenda,
@@ -17,6 +24,8 @@ struct State {
     recent_epochs: BTreeMap<Vec<u8>, u64>,
     /// No new epoch is earlier than this: what was flushed had no names.
     epoch_floor: u64,
+    /// When `recent_epochs` was last rid of what is in the past.
+    recent_as_of: u64,
     /// The space that was loaded last: its database, its name, when it is due.
     loaded: Option<(i32, Vec<u8>, u64)>,
 }
@@ -69,18 +78,28 @@ pub fn size() -> (usize, usize) {
 /// A database was emptied, or all of them.
 pub fn flushed(db: Option<i32>) {
     let latest = LATEST_EPOCH.get();
-    with(|state| {
+    let gone = with(|state| {
+        forget_names(state, latest);
         match db {
-            Some(db) => state.current.forget_db(db),
-            None => state.current = Agenda::default(),
+            Some(db) if !state.current.is_only(db) => {
+                state.current.forget_db(db);
+                None
+            }
+            _ => Some(std::mem::take(&mut state.current)),
         }
-        state.epoch_floor = state.epoch_floor.max(latest + 1);
-        state.recent_epochs.clear();
     });
+    if let Some(gone) = gone.filter(|gone| gone.len() >= FREED_HERE) {
+        // Many names take their time. If no thread can be had, they are freed here.
+        let _ = std::thread::Builder::new().spawn(move || drop(gone));
+    }
 }
 
 pub fn swapped(a: i32, b: i32) {
-    with(|state| state.current.swap_dbs(a, b));
+    let latest = LATEST_EPOCH.get();
+    with(|state| {
+        state.current.swap_dbs(a, b);
+        forget_names(state, latest);
+    });
 }
 
 /// A space is being loaded from an RDB. Whether it becomes a key shows `loaded`.
@@ -88,40 +107,49 @@ pub fn loading(db: i32, name: &[u8], due: u64) {
     with(|state| state.loaded = Some((db, name.to_vec(), due)));
 }
 
-/// A key was loaded from an RDB. `aside`: into a dataset that is not served yet.
-pub fn loaded(db: i32, name: &[u8], aside: bool) {
+/// A key was loaded from an RDB.
+pub fn loaded(db: i32, name: &[u8]) {
     with(|state| {
         if let Some((_, _, due)) = state.loaded.take_if(|(at, other, _)| *at == db && other == name)
         {
-            let agenda =
-                if aside { state.aside.get_or_insert_default() } else { &mut state.current };
-            agenda.schedule(db, name, due);
+            state.aside.as_mut().unwrap_or(&mut state.current).schedule(db, name, due);
         }
     });
 }
 
-/// A dataset begins to be loaded aside, or is given up.
+/// A dataset begins to be loaded beside the one that is served.
+pub fn begin_aside() {
+    with(|state| state.aside = Some(Agenda::default()));
+}
+
+/// The dataset that was loaded aside is given up.
 pub fn drop_aside() {
     with(|state| state.aside = None);
 }
 
 /// The dataset that was loaded aside is now the one that is served.
 pub fn take_aside() {
-    with(|state| state.current = state.aside.take().unwrap_or_default());
+    with(|state| {
+        if let Some(aside) = state.aside.take() {
+            state.current = aside;
+        }
+    });
 }
 
 /// The epoch for a space that is created at `now`: later than that of any space of this name that
 /// is gone.
 pub fn new_epoch(db: i32, name: &[u8], now: u64) -> u64 {
     let epoch = with(|state| {
-        let mut epoch = now.max(state.epoch_floor);
-        if !state.recent_epochs.is_empty() {
-            state.recent_epochs.retain(|_, gone| *gone >= now);
-            if let Some(gone) = state.recent_epochs.get(&epoch_key(db, name)) {
-                epoch = epoch.max(gone + 1);
-            }
+        let epoch = now.max(state.epoch_floor);
+        if state.recent_epochs.is_empty() {
+            return epoch;
         }
-        epoch
+        if state.recent_as_of != now {
+            state.recent_as_of = now;
+            state.recent_epochs.retain(|_, gone| *gone >= now);
+        }
+        let gone = state.recent_epochs.get(&epoch_key(db, name));
+        gone.map_or(epoch, |gone| epoch.max(gone + 1))
     });
     LATEST_EPOCH.set(LATEST_EPOCH.get().max(epoch));
     epoch
@@ -129,12 +157,26 @@ pub fn new_epoch(db: i32, name: &[u8], now: u64) -> u64 {
 
 /// A space was deleted.
 pub fn epoch_ended(db: i32, name: &[u8], epoch: u64, now: u64) {
-    if epoch >= now {
-        with(|state| {
+    // An epoch far in the future was not given by a clock like ours, but came with RESTORE.
+    if epoch < now || epoch > now + FAR_MS {
+        return;
+    }
+    with(|state| {
+        if state.recent_epochs.len() < RECENT_EPOCHS {
             let gone = state.recent_epochs.entry(epoch_key(db, name)).or_default();
             *gone = epoch.max(*gone);
-        });
-    }
+        } else {
+            state.epoch_floor = state.epoch_floor.max(epoch + 1);
+            state.recent_epochs.clear();
+        }
+    });
+}
+
+/// Databases were swapped or emptied: what is remembered by name is of no use, and holds for all.
+fn forget_names(state: &mut State, latest: u64) {
+    let named = state.recent_epochs.values().max().copied().unwrap_or(0);
+    state.epoch_floor = state.epoch_floor.max(latest.max(named) + 1);
+    state.recent_epochs.clear();
 }
 
 fn epoch_key(db: i32, name: &[u8]) -> Vec<u8> {

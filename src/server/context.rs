@@ -19,6 +19,13 @@ impl OwnedString {
         })
     }
 
+    /// Hands the string over to who frees it.
+    pub fn into_raw(self) -> *mut raw::RedisModuleString {
+        let string = self.0;
+        std::mem::forget(self);
+        string
+    }
+
     pub fn as_arg(&self) -> Arg<'_> {
         // SAFETY: the string lives as long as `self`.
         unsafe { Arg::from_raw(self.0) }
@@ -45,8 +52,7 @@ impl Context {
 
     /// Unix time (ms).
     pub fn now(self) -> u64 {
-        // SAFETY: takes nothing, and may be called at any time.
-        u64::try_from(unsafe { api!(RedisModule_Milliseconds()) }).unwrap_or(0)
+        super::key::server_time()
     }
 
     fn flags(self) -> u32 {
@@ -77,11 +83,6 @@ impl Context {
     /// Whether memory is left for something new, by the server's `maxmemory`.
     pub fn has_memory(self) -> bool {
         self.flags() & raw::REDISMODULE_CTX_FLAGS_OOM == 0
-    }
-
-    /// Whether a replica is taking in a new dataset while it still serves the old one.
-    pub fn is_loading_aside(self) -> bool {
-        self.flags() & raw::REDISMODULE_CTX_FLAGS_ASYNC_LOADING != 0
     }
 
     /// Whether nothing may be replicated at present: the server is paused, and aborts if one does.
@@ -122,6 +123,17 @@ impl Context {
                 payload.len()
             ));
         }
+    }
+
+    /// Tells replicas, the AOF, WATCH and the listeners of keyspace events that a key was deleted.
+    pub fn replicate_deletion(self, key: Arg<'_>) {
+        // SAFETY: the context is that of the call going on, the string lives through it.
+        unsafe {
+            api!(RedisModule_Replicate(self.0, c"UNLINK".as_ptr(), c"s".as_ptr(), key.raw()));
+            let generic = raw::REDISMODULE_NOTIFY_GENERIC;
+            api!(RedisModule_NotifyKeyspaceEvent(self.0, generic, c"del".as_ptr(), key.raw()));
+        }
+        self.signal_modified(key);
     }
 
     /// Tells replicas and the AOF to do the command that is being carried out, as it is.

@@ -216,7 +216,7 @@ unsafe extern "C" fn unlink(ctx: *mut raw::RedisModuleKeyOptCtx, value: *const c
     agenda::forget(db, name);
     waiters::wake(db, name);
     let (epoch, _) = held(value).space.last_id();
-    let now = u64::try_from(api!(RedisModule_Milliseconds())).unwrap_or(0);
+    let now = super::key::server_time();
     agenda::epoch_ended(db, name, epoch, now);
 }
 

@@ -49,7 +49,7 @@ unsafe extern "C" fn on_keyspace(
     } else if event == b"loaded" {
         // The key is an object on the server's stack: its bytes are read, it is not opened.
         let ctx = Context::from_raw(ctx);
-        agenda::loaded(ctx.db(), Arg::from_raw(key).bytes(), ctx.is_loading_aside());
+        agenda::loaded(ctx.db(), Arg::from_raw(key).bytes());
     }
     raw::REDISMODULE_OK as c_int
 }
@@ -92,6 +92,8 @@ fn begin_to_decide(ctx: Context) {
     let grace = settings::restart_grace_ms();
     if grace > 0 {
         key::grant_grace(now + grace);
+        // Replicas and the AOF are told soon, not when the old leases end.
+        agenda::hurry(now);
     }
     sweep::arm(ctx, now);
 }
@@ -132,6 +134,7 @@ unsafe extern "C" fn on_load_aside(
     _: *mut c_void,
 ) {
     match subevent {
+        raw::REDISMODULE_SUBEVENT_REPL_ASYNC_LOAD_STARTED => agenda::begin_aside(),
         raw::REDISMODULE_SUBEVENT_REPL_ASYNC_LOAD_COMPLETED => {
             agenda::take_aside();
             waiters::wake_db(None);

@@ -25,7 +25,7 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
         // SAFETY: the context is that of this call, the name ends with NUL.
         unsafe { api!(RedisModule_InfoAddFieldULongLong(ctx, name.as_ptr(), value)) };
     };
-    let now = u64::try_from(api!(RedisModule_Milliseconds())).unwrap_or(0);
+    let now = super::key::server_time();
     let (spaces, users, sessions, bytes) = stats::totals();
     let (_, agenda_bytes) = agenda::size();
     let gauge = |value: i64| u64::try_from(value).unwrap_or(0);

@@ -30,11 +30,13 @@ pub struct Journal {
     ends: Vec<usize>,
     /// Events are published and counted by who decides, not by who replays.
     replaying: bool,
+    /// For how long this process has had the space (ms): what ended before is not late.
+    held_for: u64,
 }
 
 impl Journal {
     /// For changes that are decided here.
-    pub fn new(retention: Retention) -> Self {
+    pub fn new(retention: Retention, held_for: u64) -> Self {
         let mut batch = Vec::with_capacity(96);
         codec::begin(&mut batch);
         let preface = batch.len();
@@ -46,12 +48,13 @@ impl Journal {
             events: Vec::new(),
             ends: Vec::new(),
             replaying: false,
+            held_for,
         }
     }
 
     /// For effects that were decided elsewhere or earlier.
     pub fn replay() -> Self {
-        Journal { replaying: true, ..Journal::new(Retention { length: 0, ttl: 0 }) }
+        Journal { replaying: true, ..Journal::new(Retention { length: 0, ttl: 0 }, 0) }
     }
 
     /// Says that what has been told so far must be handed on, but only with something else.
@@ -154,7 +157,7 @@ impl Sink for Journal {
 
     fn lapsed(&mut self, ms_ago: u64) {
         if !self.replaying {
-            stats::LAGS.note(ms_ago);
+            stats::LAGS.note(ms_ago.min(self.held_for));
         }
     }
 }

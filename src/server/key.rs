@@ -14,7 +14,10 @@ use crate::space::{Silent, Sink, Space};
 use redis_module::raw;
 use std::cell::Cell;
 use std::ffi::c_int;
+use std::hash::{BuildHasher, RandomState};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::LazyLock;
 
 /// The value of a key: a space and what this process keeps about it.
 pub struct Held {
@@ -26,6 +29,10 @@ pub struct Held {
     /// Under which moment the agenda has it, if it has.
     scheduled: Option<u64>,
     counted: Size,
+    /// Tells this value from others: the places of its members are its own.
+    mark: u32,
+    /// When this process got it (unix ms).
+    since: u64,
 }
 
 thread_local! {
@@ -46,6 +53,20 @@ pub fn withdraw_grace() {
     GRACE.set((GRACE.get().0.wrapping_add(1), 0));
 }
 
+/// A number that no other value of this process has had lately, and that in another process is
+/// most probably another.
+fn next_mark() -> u32 {
+    static FIRST: LazyLock<u32> = LazyLock::new(|| RandomState::new().hash_one(0) as u32);
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    FIRST.wrapping_add(NEXT.fetch_add(1, Relaxed))
+}
+
+/// Unix time (ms).
+pub fn server_time() -> u64 {
+    // SAFETY: takes nothing, and may be called at any time.
+    u64::try_from(unsafe { api!(RedisModule_Milliseconds()) }).unwrap_or(0)
+}
+
 impl Held {
     pub fn new(space: Space) -> Self {
         stats::space_came();
@@ -55,6 +76,8 @@ impl Held {
             grace_untold: None,
             scheduled: None,
             counted: Size::default(),
+            mark: next_mark(),
+            since: server_time(),
         };
         held.count();
         held
@@ -166,8 +189,17 @@ impl SpaceRef {
         let Some(mut held) = key.value()? else { return Ok(None) };
         // SAFETY: nothing else refers to the value: commands run one at a time, and each opens
         // its key once.
-        unsafe { held.as_mut() }.catch_up();
-        Ok(Some(SpaceRef { held, _key: key }))
+        let value = unsafe { held.as_mut() };
+        value.catch_up();
+        // A closed space whose time is over is not there, whether or not a sweep has seen to it.
+        let is_over = value.space.is_over(ctx.now());
+        Ok((!is_over).then_some(SpaceRef { held, _key: key }))
+    }
+
+    /// Tells this space's places from those of other spaces, and of itself in another life.
+    pub fn mark(&self) -> u32 {
+        // SAFETY: as in `deref`.
+        unsafe { self.held.as_ref() }.mark
     }
 }
 
@@ -219,23 +251,20 @@ impl<'a> SpaceKey<'a> {
     }
 
     pub fn open_or_create(ctx: Context, name: Arg<'a>, now: u64) -> Result<Self, Error> {
+        if let Some(mut there) = Self::open(ctx, name, now)? {
+            if ctx.is_replaying() || !there.space().is_over(now) {
+                return Ok(there);
+            }
+            // It was closed, and the time is over: what is created is another space.
+            there.delete();
+        }
         let mode = raw::REDISMODULE_READ | raw::REDISMODULE_WRITE;
         let Some(key) = Opened::open(ctx, name, mode) else {
             return Err(Error::new("the key cannot be opened for writing"));
         };
         let db = ctx.db();
-        let value = match key.value()? {
-            Some(mut held) => {
-                // SAFETY: as in `SpaceRef::open`.
-                unsafe { held.as_mut() }.catch_up();
-                Value::InKeyspace(held)
-            }
-            None => {
-                let epoch = agenda::new_epoch(db, name.bytes(), now);
-                Value::New(Box::new(Held::new(Space::new(epoch))))
-            }
-        };
-        Ok(SpaceKey { ctx, name, db, now, value, key })
+        let space = Space::new(agenda::new_epoch(db, name.bytes(), now));
+        Ok(SpaceKey { ctx, name, db, now, value: Value::New(Box::new(Held::new(space))), key })
     }
 
     pub fn is_new(&self) -> bool {
@@ -256,7 +285,8 @@ impl<'a> SpaceKey<'a> {
 
     /// The journal for what is decided now. It begins with what others must know before that.
     pub fn journal(&mut self) -> Journal {
-        let mut journal = Journal::new(settings::retention());
+        let held_for = self.now.saturating_sub(self.held().since);
+        let mut journal = Journal::new(settings::retention(), held_for);
         if let Value::New(held) = &self.value {
             held.space.announce(&mut journal);
         }
@@ -328,13 +358,18 @@ impl<'a> SpaceKey<'a> {
     /// Deletes the key where nobody is there and nothing is kept.
     pub fn delete_if_spent(mut self) {
         let now = self.now;
-        if self.is_new() || !self.space().is_spent(now, settings::retention()) {
-            return;
+        if !self.is_new() && self.space().is_spent(now, settings::retention()) {
+            self.delete();
         }
+    }
+
+    /// Deletes the key, here and on replicas, and says so as UNLINK does.
+    fn delete(self) {
         let (ctx, name) = (self.ctx, self.name);
+        // SAFETY: the key is open for writing; its value is not used any more.
+        unsafe { api!(RedisModule_UnlinkKey(self.key.0.as_ptr())) };
         drop(self);
-        // Replicates, notifies and signals by itself.
-        ctx.call_on_key(c"UNLINK", name);
+        ctx.replicate_deletion(name);
     }
 
     /// Files the space in the agenda under the moment at which it is next due, or at `due`.

@@ -16,6 +16,8 @@ fn offers_what_is_needed() -> bool {
         && offers!(RedisModule_IsIOError)
         && offers!(RedisModule_LoadConfigs)
         && offers!(RedisModule_RegisterNumericConfig)
+        && offers!(RedisModule_RegisterStringConfig)
+        && offers!(RedisModule_UnlinkKey)
         && offers!(RedisModule_ReplyWithMap)
         && offers!(RedisModule_RegisterInfoFunc)
         && offers!(RedisModule_InfoAddFieldULongLong)

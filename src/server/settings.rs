@@ -1,11 +1,15 @@
 //! The settings: `CONFIG GET/SET presence.*`.
 
+use super::args::Arg;
+use super::context::OwnedString;
 use crate::space::{Limits, Retention};
 use redis_module::configuration::{
-    register_enum_configuration, register_i64_configuration, register_string_configuration,
-    ConfigurationContext, ConfigurationFlags, ConfigurationValue, EnumConfigurationValue,
+    register_enum_configuration, register_i64_configuration, ConfigurationContext,
+    ConfigurationFlags, ConfigurationValue, EnumConfigurationValue,
 };
-use redis_module::{raw, Context, RedisError, RedisString};
+use redis_module::{raw, Context, RedisError};
+use std::cell::RefCell;
+use std::ffi::{c_char, c_int, c_void, CStr};
 use std::sync::atomic::{AtomicI32, AtomicI64, Ordering::Relaxed};
 use std::sync::Mutex;
 
@@ -106,30 +110,44 @@ impl ConfigurationValue<ChannelMode> for Mode {
     }
 }
 
-struct Prefix(Mutex<String>);
+const DEFAULT_PREFIX: &CStr = c"presence:";
+static CHANNEL_MODE: Mode = Mode(AtomicI32::new(0));
+static CHANNEL_PREFIX: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-impl ConfigurationValue<RedisString> for Prefix {
-    fn get(&self, _: &ConfigurationContext) -> RedisString {
-        with_channel_prefix(|prefix| RedisString::create_from_slice(std::ptr::null_mut(), prefix))
-    }
-
-    fn set(&self, _: &ConfigurationContext, value: RedisString) -> Result<(), RedisError> {
-        let text = std::str::from_utf8(value.as_slice())
-            .map_err(|_| RedisError::Str("channel-prefix must be UTF-8 text"))?;
-        if text.contains('\0') {
-            // CONFIG REWRITE could not write it.
-            return Err(RedisError::Str("channel-prefix must not contain NUL"));
-        }
-        if let Ok(mut prefix) = self.0.lock() {
-            text.clone_into(&mut prefix);
-        }
-        Ok(())
-    }
+thread_local! {
+    /// The prefix as a string of the server, which asks for it and does not take it.
+    static SHOWN_PREFIX: RefCell<Option<OwnedString>> = const { RefCell::new(None) };
 }
 
-const DEFAULT_PREFIX: &str = "presence:";
-static CHANNEL_MODE: Mode = Mode(AtomicI32::new(0));
-static CHANNEL_PREFIX: Prefix = Prefix(Mutex::new(String::new()));
+unsafe extern "C" fn get_prefix(_: *const c_char, _: *mut c_void) -> *mut raw::RedisModuleString {
+    SHOWN_PREFIX.with_borrow(|shown| {
+        shown.as_ref().map_or(std::ptr::null_mut(), |shown| shown.as_arg().raw())
+    })
+}
+
+unsafe extern "C" fn set_prefix(
+    _: *const c_char,
+    value: *mut raw::RedisModuleString,
+    _: *mut c_void,
+    error: *mut *mut raw::RedisModuleString,
+) -> c_int {
+    let value = Arg::from_raw(value).bytes();
+    let wrong = if std::str::from_utf8(value).is_err() {
+        "channel-prefix must be UTF-8 text"
+    } else if value.contains(&0) {
+        // CONFIG REWRITE could not write it.
+        "channel-prefix must not contain NUL"
+    } else {
+        if let Ok(mut prefix) = CHANNEL_PREFIX.lock() {
+            value.clone_into(&mut prefix);
+        }
+        SHOWN_PREFIX.set(Some(OwnedString::new(value)));
+        return raw::REDISMODULE_OK as c_int;
+    };
+    // The server frees it.
+    *error = OwnedString::new(wrong.as_bytes()).into_raw();
+    raw::REDISMODULE_ERR as c_int
+}
 
 /// The lease where the command gives none (ms): never one that the command could not give.
 pub fn lease_ttl_ms() -> u64 {
@@ -177,9 +195,9 @@ pub fn channel_mode() -> ChannelMode {
 }
 
 pub fn with_channel_prefix<T>(use_it: impl FnOnce(&[u8]) -> T) -> T {
-    match CHANNEL_PREFIX.0.lock() {
-        Ok(prefix) => use_it(prefix.as_bytes()),
-        Err(_) => use_it(DEFAULT_PREFIX.as_bytes()),
+    match CHANNEL_PREFIX.lock() {
+        Ok(prefix) => use_it(&prefix),
+        Err(_) => use_it(DEFAULT_PREFIX.to_bytes()),
     }
 }
 
@@ -202,23 +220,31 @@ pub fn register(ctx: &Context) -> bool {
         let (default, least, most) = (number.default, number.least, number.most);
         register_i64_configuration(ctx, number.name, number, default, least, most, flags, None);
     }
-    let flags = || ConfigurationFlags::DEFAULT;
-    register_string_configuration(
-        ctx,
-        "channel-prefix",
-        &CHANNEL_PREFIX,
-        DEFAULT_PREFIX,
-        flags(),
-        None,
-    );
     register_enum_configuration(
         ctx,
         "channel-mode",
         &CHANNEL_MODE,
         ChannelMode::Global,
-        flags(),
+        ConfigurationFlags::DEFAULT,
         None,
     );
+    // Not by way of the crate, which gives the server a new string each time it asks.
+    // SAFETY: called while the module loads; the callbacks are plain functions.
+    let registered = unsafe {
+        api!(RedisModule_RegisterStringConfig(
+            ctx.ctx,
+            c"channel-prefix".as_ptr(),
+            DEFAULT_PREFIX.as_ptr(),
+            raw::REDISMODULE_CONFIG_DEFAULT,
+            Some(get_prefix),
+            Some(set_prefix),
+            None,
+            std::ptr::null_mut()
+        ))
+    };
+    if registered != raw::REDISMODULE_OK as c_int {
+        return false;
+    }
     // SAFETY: called while the module loads, with its context.
-    unsafe { api!(RedisModule_LoadConfigs(ctx.ctx)) == raw::REDISMODULE_OK as i32 }
+    unsafe { api!(RedisModule_LoadConfigs(ctx.ctx)) == raw::REDISMODULE_OK as c_int }
 }

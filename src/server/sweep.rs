@@ -8,7 +8,7 @@
 use super::args::Arg;
 use super::context::{Context, OwnedString};
 use super::key::{SpaceKey, SpaceRef};
-use super::{agenda, settings, stats};
+use super::{agenda, settings, stats, waiters};
 use crate::space::{At, Swept};
 use redis_module::raw;
 use std::cell::Cell;
@@ -19,11 +19,13 @@ use std::time::{Duration, Instant};
 /// key's slot is its own, and takes what is replicated as one unit.
 const SWEEP: &CStr = c"PRESENCE._SWEEP";
 
-/// So many sessions end before their events are published and the clock is looked at.
-const GROUP: usize = 16;
+/// At most so many sessions end before their events are published and the clock is looked at.
+const LARGEST_GROUP: usize = 64;
 
-/// While the server is paused, or may not touch a key, it is asked again after so many ms.
+/// While the server is paused, it is asked again after so many ms.
 const RETRY_MS: u64 = 10;
+/// A key that cannot be got at is asked for again after so many ms.
+const ASK_AGAIN_MS: u64 = 500;
 /// A replica tidies up so often, at most (ms).
 const TIDY_MS: u64 = 100;
 /// The timer runs at least so often while anything is filed (ms): the clock may have been set.
@@ -34,6 +36,8 @@ thread_local! {
     static ARMED: Cell<Option<(u64, raw::RedisModuleTimerID)>> = const { Cell::new(None) };
     /// The end of the slice of work that is going on.
     static SLICE_ENDS: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// So many it is at present: what an event costs depends on who listens.
+    static GROUP: Cell<usize> = const { Cell::new(1) };
     /// Set while the timer's callback runs, which arms the timer itself when it is done.
     static IN_TIMER: Cell<bool> = const { Cell::new(false) };
 }
@@ -67,6 +71,7 @@ fn arm_for(ctx: Context, now: u64, due: u64) {
 unsafe extern "C" fn tick(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
     ARMED.set(None);
     let ctx = Context::from_raw(ctx);
+    waiters::rest(ctx);
     IN_TIMER.set(true);
     let next = if !ctx.is_primary() {
         slice(ctx, tidy_first).map(|_| ctx.now() + TIDY_MS)
@@ -112,7 +117,7 @@ fn sweep_first(ctx: Context, db: i32, key: Arg<'_>, due: u64) {
     if !ctx.call_on_key(SWEEP, key) {
         // Another type is at the key, or the key's slot is not ours at present.
         match SpaceRef::open(ctx, key) {
-            Ok(Some(_)) => agenda::schedule(db, key.bytes(), ctx.now() + RETRY_MS),
+            Ok(Some(_)) => agenda::schedule(db, key.bytes(), ctx.now() + ASK_AGAIN_MS),
             _ => agenda::forget(db, key.bytes()),
         }
     } else if agenda::next_due() == Some(due)
@@ -132,7 +137,9 @@ fn tidy_first(ctx: Context, db: i32, key: Arg<'_>, _due: u64) {
             let due = space.space().next_due(settings::retention());
             space.reschedule(Some(due.max(now + TIDY_MS)));
         }
-        _ => agenda::forget(db, key.bytes()),
+        // A key that has expired is hidden, but the primary may yet say otherwise. One that is
+        // deleted is taken off the agenda by that.
+        _ => agenda::schedule(db, key.bytes(), now + ASK_AGAIN_MS),
     }
 }
 
@@ -179,14 +186,22 @@ pub fn sweep_space(ctx: Context, name: Arg<'_>, now: u64) -> Result<usize, super
 fn sweep_group(key: &mut SpaceKey<'_>, name: Arg<'_>, now: u64) -> Swept {
     let mut journal = key.journal();
     let at = At { space: name.bytes(), now, limits: settings::limits() };
-    let mut steps = 0;
+    let (began, group, mut steps) = (Instant::now(), GROUP.get(), 0);
     let swept = key.space().sweep(at, &mut journal, &mut || {
         steps += 1;
-        steps < GROUP
+        steps < group
     });
     if key.owes_grace() {
         journal.force();
     }
     key.hand_on(&journal);
+    // A group is to take a sixteenth to an eighth of the budget.
+    let took = began.elapsed().as_micros() as u64;
+    let budget = settings::sweep_budget_us();
+    if took > budget / 8 {
+        GROUP.set((group / 2).max(1));
+    } else if took < budget / 16 && swept.more {
+        GROUP.set((group * 2).min(LARGEST_GROUP));
+    }
     swept
 }

@@ -1,18 +1,22 @@
 //! Clients that wait for the next event of a space.
 //!
-//! A waiting client is a handle in a list under the space's database and name, and costs nothing
-//! until something happens there: then the server is told to go on with it, and the reply is made
-//! from what is there by then. The server may end the wait by itself (its time is over, CLIENT
-//! UNBLOCK, the client is gone); the handle stays good until it is given back here, so the worst
-//! case is one that stays in its list until the space's next event.
+//! A waiting client is a handle filed under the space's database and name. When something happens
+//! there, the name is marked; before the server sleeps again, who waits under a marked name and
+//! has something to be told goes on. Not earlier: Redis 7.0 loses the reply to a client whose
+//! time runs out between its being released and its being served, and only in that place does
+//! nothing come between.
+//!
+//! The server may end a wait by itself (its time is over, CLIENT UNBLOCK, the client is gone).
+//! The handle stays good until it is given back here, so the worst case is one that stays filed
+//! until the space's next event.
 
 use super::args::Arg;
-use super::context::Context;
+use super::context::{Context, OwnedString};
 use super::key::SpaceRef;
-use crate::commands::events_reply;
+use crate::commands::{events_has_news, events_reply};
 use redis_module::raw;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{c_int, c_void};
 
 /// What a client waits for.
@@ -20,6 +24,9 @@ pub struct Wait {
     /// The id after which it wants events; none where it wants all that are kept.
     pub after: Option<(u64, u64)>,
     pub count: usize,
+    /// The epoch of the space when it began to wait; none where there was no space. It is told
+    /// when that is over.
+    pub epoch: Option<u64>,
 }
 
 impl Wait {
@@ -28,15 +35,21 @@ impl Wait {
     }
 }
 
-struct Waiter {
-    handle: *mut raw::RedisModuleBlockedClient,
-    wait: Box<Wait>,
+/// A handle's address, as a name for it.
+type Handle = usize;
+type Place = (i32, Vec<u8>);
+
+#[derive(Default)]
+struct Waiters {
+    at: BTreeMap<Place, BTreeMap<Handle, Box<Wait>>>,
+    place_of: BTreeMap<Handle, Place>,
+    /// Where something has happened since the server last slept.
+    marked: BTreeSet<Place>,
+    subscribed: bool,
 }
 
-type Waiters = BTreeMap<(i32, Vec<u8>), Vec<Waiter>>;
-
 thread_local! {
-    static WAITERS: RefCell<Waiters> = const { RefCell::new(BTreeMap::new()) };
+    static WAITERS: RefCell<Waiters> = RefCell::default();
 }
 
 /// Lets the client of the command that is going on wait, `block` ms at the most, 0 without end.
@@ -56,59 +69,116 @@ pub fn wait(ctx: Context, name: Arg<'_>, wait: Wait, block: i64) {
             return;
         }
         api!(RedisModule_SetDisconnectCallback(handle, Some(on_disconnect)));
-        handle
+        handle as Handle
     };
-    let key = (ctx.db(), name.bytes().to_vec());
-    let waiter = Waiter { handle, wait: Box::new(wait) };
-    WAITERS.with_borrow_mut(|waiters| waiters.entry(key).or_default().push(waiter));
+    let place = (ctx.db(), name.bytes().to_vec());
+    let subscribe = WAITERS.with_borrow_mut(|waiters| {
+        waiters.place_of.insert(handle, place.clone());
+        waiters.at.entry(place).or_default().insert(handle, Box::new(wait));
+        !std::mem::replace(&mut waiters.subscribed, true)
+    });
+    if subscribe {
+        subscribe_to_event_loop(ctx, Some(before_sleep));
+    }
+}
+
+fn subscribe_to_event_loop(ctx: Context, callback: raw::RedisModuleEventCallback) {
+    let event = raw::RedisModuleEvent { id: raw::REDISMODULE_EVENT_EVENTLOOP, dataver: 1 };
+    // SAFETY: the callback is a plain function; none ends the subscription. Never called from
+    // within that event.
+    unsafe { api!(RedisModule_SubscribeToServerEvent(ctx.raw(), event, callback)) };
+}
+
+/// Stops listening to the event loop where nobody waits any more. Called by the timer now and
+/// then.
+pub fn rest(ctx: Context) {
+    let done = WAITERS.with_borrow_mut(|waiters| {
+        waiters.at.is_empty() && std::mem::replace(&mut waiters.subscribed, false)
+    });
+    if done {
+        subscribe_to_event_loop(ctx, None);
+    }
 }
 
 /// Something happened in a space, or it came, or it is gone.
 pub fn wake(db: i32, name: &[u8]) {
-    let woken = WAITERS.with_borrow_mut(|waiters| {
-        if waiters.is_empty() {
-            return None;
+    WAITERS.with_borrow_mut(|waiters| {
+        if waiters.at.is_empty() {
+            return;
         }
-        waiters.remove(&(db, name.to_vec()))
+        let place = (db, name.to_vec());
+        if waiters.at.contains_key(&place) {
+            waiters.marked.insert(place);
+        }
     });
-    woken.into_iter().flatten().for_each(go_on);
 }
 
 /// Everything may have happened in a database, or in all.
 pub fn wake_db(db: Option<i32>) {
-    let woken = WAITERS.with_borrow_mut(|waiters| {
-        let (woken, rest): (Waiters, Waiters) = std::mem::take(waiters)
-            .into_iter()
-            .partition(|((of, _), _)| db.is_none_or(|db| db == *of));
-        *waiters = rest;
-        woken
+    WAITERS.with_borrow_mut(|waiters| {
+        let places = waiters.at.keys().filter(|(of, _)| db.is_none_or(|db| db == *of));
+        waiters.marked.extend(places.cloned());
     });
-    woken.into_values().flatten().for_each(go_on);
 }
 
-fn go_on(waiter: Waiter) {
+unsafe extern "C" fn before_sleep(
+    ctx: *mut raw::RedisModuleCtx,
+    _: raw::RedisModuleEvent,
+    subevent: u64,
+    _: *mut c_void,
+) {
+    if subevent != raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP {
+        return;
+    }
+    let ctx = Context::from_raw(ctx);
+    while let Some(place) = WAITERS.with_borrow_mut(|waiters| waiters.marked.pop_first()) {
+        let (db, name) = &place;
+        let name = OwnedString::new(name);
+        if !ctx.select_db(*db) {
+            continue;
+        }
+        let space = SpaceRef::open(ctx, name.as_arg());
+        let now = ctx.now();
+        let served = WAITERS.with_borrow_mut(|waiters| {
+            let Some(list) = waiters.at.remove(&place) else { return Vec::new() };
+            let (served, waiting): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                list.into_iter().partition(|(_, wait)| match &space {
+                    Ok(space) => events_has_news(space.as_ref(), wait, now),
+                    // Something else is at the key: an error to be told.
+                    Err(_) => true,
+                });
+            if !waiting.is_empty() {
+                waiters.at.insert(place.clone(), waiting);
+            }
+            let served: Vec<(Handle, Box<Wait>)> = served.into_iter().collect();
+            for (handle, _) in &served {
+                waiters.place_of.remove(handle);
+            }
+            served
+        });
+        drop(space);
+        served.into_iter().for_each(|(handle, wait)| go_on(handle, wait));
+    }
+}
+
+fn go_on(handle: Handle, wait: Box<Wait>) {
+    let handle = handle as *mut raw::RedisModuleBlockedClient;
     // SAFETY: the handle was given by the server and has not been given back; it is good even if
     // its client is gone. The box is freed by `free_wait`.
-    unsafe {
-        api!(RedisModule_UnblockClient(waiter.handle, Box::into_raw(waiter.wait).cast()));
-    }
+    unsafe { api!(RedisModule_UnblockClient(handle, Box::into_raw(wait).cast())) };
 }
 
-/// Gives a handle back whose client the server has already gone on with.
-fn give_back(handle: *mut raw::RedisModuleBlockedClient) {
-    let waiter = WAITERS.with_borrow_mut(|waiters| {
-        let mut found = None;
-        waiters.retain(|_, list| {
-            if let Some(at) = list.iter().position(|waiter| waiter.handle == handle) {
-                found = Some(list.swap_remove(at));
-            }
-            !list.is_empty()
-        });
-        found
-    });
-    if let Some(waiter) = waiter {
-        go_on(waiter);
-    }
+/// Takes a handle out with which the server goes on by itself.
+fn take_out(handle: *mut raw::RedisModuleBlockedClient) -> Option<Box<Wait>> {
+    WAITERS.with_borrow_mut(|waiters| {
+        let place = waiters.place_of.remove(&(handle as Handle))?;
+        let list = waiters.at.get_mut(&place)?;
+        let wait = list.remove(&(handle as Handle));
+        if list.is_empty() {
+            waiters.at.remove(&place);
+        }
+        wait
+    })
 }
 
 unsafe extern "C" fn free_wait(_: *mut raw::RedisModuleCtx, wait: *mut c_void) {
@@ -123,10 +193,10 @@ unsafe extern "C" fn on_news(
     argc: c_int,
 ) -> c_int {
     let wait = api!(RedisModule_GetBlockedClientPrivateData(ctx)).cast::<Wait>();
-    match wait.as_ref() {
-        Some(wait) => reply(ctx, argv, argc, wait),
-        None => reply(ctx, argv, argc, &Wait { after: None, count: 0 }),
+    if let Some(wait) = wait.as_ref() {
+        reply(ctx, argv, argc, wait);
     }
+    raw::REDISMODULE_OK as c_int
 }
 
 unsafe extern "C" fn on_timeout(
@@ -135,9 +205,11 @@ unsafe extern "C" fn on_timeout(
     argc: c_int,
 ) -> c_int {
     let handle = api!(RedisModule_GetBlockedClientHandle(ctx));
-    // Nothing has happened, or the client would have gone on: no events, and none is missing.
-    reply(ctx, argv, argc, &Wait { after: None, count: 0 });
-    give_back(handle);
+    if let Some(wait) = take_out(handle) {
+        // What has happened in the very moment is told.
+        reply(ctx, argv, argc, &wait);
+        go_on(handle as Handle, wait);
+    }
     raw::REDISMODULE_OK as c_int
 }
 
@@ -145,7 +217,9 @@ unsafe extern "C" fn on_disconnect(
     _: *mut raw::RedisModuleCtx,
     handle: *mut raw::RedisModuleBlockedClient,
 ) {
-    give_back(handle);
+    if let Some(wait) = take_out(handle) {
+        go_on(handle as Handle, wait);
+    }
 }
 
 /// # Safety
@@ -155,15 +229,14 @@ unsafe fn reply(
     argv: *mut *mut raw::RedisModuleString,
     argc: c_int,
     wait: &Wait,
-) -> c_int {
+) {
     let ctx = Context::from_raw(ctx);
-    let argv =
-        std::slice::from_raw_parts(argv.cast::<Arg<'_>>(), usize::try_from(argc).unwrap_or(0));
+    let count = usize::try_from(argc).unwrap_or(0);
+    let argv = std::slice::from_raw_parts(argv.cast::<Arg<'_>>(), count);
     if let Some(name) = argv.get(1) {
         match SpaceRef::open(ctx, *name) {
             Ok(space) => events_reply(ctx, space.as_ref(), wait, ctx.now()),
             Err(error) => ctx.reply_error(&error),
         }
     }
-    raw::REDISMODULE_OK as c_int
 }

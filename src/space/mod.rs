@@ -151,6 +151,11 @@ impl Space {
         self.closed_until > 0
     }
 
+    /// Whether the time for which the space was closed is over.
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        self.is_closed() && self.closed_until <= now
+    }
+
     /// Users online and live sessions at `now`.
     pub fn counts(&self, now: Timestamp) -> (usize, usize) {
         let (users, sessions) = self.members.lapsed(now);
@@ -208,7 +213,7 @@ impl Space {
     /// Nobody is here and nothing is kept: the key can go.
     pub fn is_spent(&self, now: Timestamp, retention: Retention) -> bool {
         if self.is_closed() {
-            return self.closed_until <= now;
+            return self.is_over(now);
         }
         self.members.sessions() == 0 && self.kept_events(now, retention) == 0
     }
@@ -253,7 +258,8 @@ impl Space {
     // ---- what can happen -----------------------------------------------------------------
 
     fn event<S: Sink>(&mut self, at: At, mut event: Event<'_>, sink: &mut S) {
-        self.seq += 1;
+        // Only a space that was restored with such a number gets near the bound.
+        self.seq = (self.seq + 1).min(MAX_TIMESTAMP);
         event.seq = self.seq;
         let mut text = Vec::with_capacity(192 + event.meta.map_or(0, <[u8]>::len));
         event.write_json(&mut text);
@@ -581,6 +587,10 @@ impl Space {
         if self.is_closed() {
             return false;
         }
+        // Who lapsed before has left before.
+        while let Ok(Some(id)) = self.members.next_lapsed(at.now, &mut || true) {
+            self.end_if_lapsed(at, id, sink);
+        }
         self.shut(at, until, sink);
         true
     }
@@ -719,7 +729,7 @@ impl Space {
             Effect::Session { lease, joined_at, since, .. } => [lease, joined_at, since],
             Effect::Keep { .. } | Effect::Trim { .. } => [0; 3],
         };
-        if moments.iter().any(|moment| *moment > MAX_TIMESTAMP) || self.seq > MAX_TIMESTAMP {
+        if moments.iter().any(|moment| *moment > MAX_TIMESTAMP) {
             return Err(Misfit("a time or number is out of range"));
         }
         let (user, session) = match *effect {

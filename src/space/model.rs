@@ -244,6 +244,13 @@ proptest! {
                 }
                 Op::Close => {
                     prop_assert!(space.close(at, now + 5, &mut heard));
+                    let (_, lapsed) = heard.events.split_last().unwrap();
+                    for event in lapsed {
+                        let event: serde_json::Value = serde_json::from_str(event).unwrap();
+                        let (user, session) = (&event["user"], event["session"].as_str().unwrap_or(""));
+                        model.end(user.as_str().unwrap(), session, now, event["reason"].as_str().unwrap());
+                    }
+                    prop_assert!(model.sessions.values().all(|state| state.lease > now));
                     model.sessions.clear();
                     let id = format!("1000-{}", model.events.len() + 1);
                     model.events.push(serde_json::json!(

@@ -8,6 +8,7 @@ mod bad_input;
 mod commands;
 mod docs;
 mod events;
+mod examples;
 mod follow;
 mod harness_test;
 mod history;
