@@ -9,7 +9,7 @@ use crate::server::settings::{self, ChannelMode};
 use crate::space::{Text, MAX_NAME_BYTES, MAX_TIMESTAMP};
 
 /// The longest name of a space (bytes). Each of its events repeats it.
-const MAX_SPACE_BYTES: usize = 65536;
+const MAX_SPACE_BYTES: usize = 128 << 10;
 
 fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Error> {
     std::str::from_utf8(bytes).map_err(|_| Error::new(format!("{what} is not UTF-8 text")))

@@ -240,7 +240,7 @@ fn replicas_that_join_under_load_become_equal() {
             sync(&mut p, &mut r2);
             // Once more, over a dataset that is there already.
             r.ok(["REPLICAOF", "NO", "ONE"]);
-            r.ok("PRESENCE.ONLINE s0 local PX 50");
+            r.ok("PRESENCE.ONLINE local local PX 50");
             r.ok(args!["REPLICAOF", "127.0.0.1", p_server.port.to_string()]);
             sync(&mut p, &mut r);
             drop(end);
