@@ -222,6 +222,8 @@ impl Victim {
         wait_until("what was loaded to be counted out again", SOON, || {
             (c.stat("spaces"), c.stat("users"), c.stat("sessions")) == (0, 0, 0)
         });
+        let used = self.used;
+        wait_until("the memory to come back", SOON, || memory(c, "used_memory") < used + (4 << 20));
     }
 }
 

@@ -104,7 +104,8 @@ fn ids_grow_even_when_a_space_is_made_again_within_the_same_millisecond() {
     let server = Server::start();
     let mut c = server.connect();
     let mut sub = server.psubscribe(&["presence:*"]);
-    let ways: [&[&str]; 6] = [
+    let ways: [&[&str]; 7] = [
+        &["SWAPDB 0 1", "SELECT 1", "DEL s", "SELECT 0"],
         &["DEL s"],
         &["UNLINK s"],
         &["RENAME s t", "DEL t"],
@@ -190,6 +191,33 @@ fn expire_on_the_key_is_kept_by_writes_and_ends_the_space_silently() {
             left,
             ["kept leave a (timeout)", "later leave a (timeout)", "later leave b (timeout)"]
         );
+    });
+}
+
+#[test]
+fn a_key_whose_time_is_over_is_silent_also_before_the_server_finds_it() {
+    steady(|| {
+        let server = Server::start();
+        let mut c = server.connect();
+        let mut sub = server.psubscribe(&["presence:*"]);
+        c.ok("DEBUG SET-ACTIVE-EXPIRE 0");
+        let lease = now_ms() + 400;
+        for space in ["s", "read", "written"] {
+            online(&mut c, space, "a", lease);
+            c.ok(args!["PEXPIREAT", space, lease - 200]);
+        }
+        let (epoch, _) = last_id(&mut c, "written");
+        sub.events_so_far(&mut c);
+        sleep_until(lease - 190);
+        assert_eq!(c.space("read").id, "0-0");
+        assert_eq!(c.ints("PRESENCE.STATUS read a"), [0]);
+        assert_eq!(c.int("PRESENCE.OFFLINE s a"), 0);
+        assert_eq!(c.int("PRESENCE.ONLINE written a PX 60000"), 1);
+        let join = sub.event(SOON);
+        assert!(join.id().0 > epoch && join.id().1 == 1, "{}", join.raw);
+        assert_eq!(c.int("PTTL written"), -1);
+        silence(&mut sub, &mut c, lease);
+        wait_until("the sweep to have found them", SOON, || c.int("DBSIZE") == 1);
     });
 }
 
@@ -464,6 +492,37 @@ fn dump_and_restore_keep_everything_and_leases_are_absolute() {
         );
         assert_eq!(c.space("late").roster(), expected);
         sub.expect_none_for(ms(100));
+    });
+}
+
+#[test]
+fn a_migrated_space_lapses_where_it_is() {
+    steady(|| {
+        let (from, to) = (Server::start(), Server::start());
+        let (mut c, mut there) = (from.connect(), to.connect());
+        let (mut sub, mut sub_there) =
+            (from.psubscribe(&["presence:*"]), to.psubscribe(&["presence:*"]));
+        let lease = now_ms() + 1000;
+        let expected = furnish(&mut c, "s");
+        online(&mut c, "s", "lapses", lease);
+        online(&mut c, "copied", "lapses", lease);
+        let (id, digest) = (last_id(&mut c, "s"), c.digest("s"));
+        let port = to.port;
+        c.ok(args!["MIGRATE", "127.0.0.1", i64::from(port), "s", 0, 5000]);
+        c.ok(args!["MIGRATE", "127.0.0.1", i64::from(port), "copied", 0, 5000, "COPY"]);
+        assert_eq!((c.int("EXISTS s copied"), there.int("EXISTS s copied")), (1, 2));
+        assert_eq!(there.digest("s"), digest);
+        sub.events_so_far(&mut c);
+        leaves(&mut sub, "copied", "lapses", lease);
+        let mut left = sub_there.events(2, SOON);
+        left.sort_by_key(|e| e.str("space").to_string());
+        for (e, space) in left.iter().zip(["copied", "s"]) {
+            assert_eq!((e.str("space"), e.brief().as_str()), (space, "leave lapses (timeout)"));
+            within(space, e.arrived, lease, lease + LATE);
+        }
+        assert_eq!(left[1].id(), (id.0, id.1 + 1));
+        assert_eq!(there.space("s").roster(), expected);
+        silence(&mut sub, &mut c, lease);
     });
 }
 
@@ -860,6 +919,7 @@ fn object_type_scan_and_digest() {
     assert_eq!(c.text("OBJECT ENCODING s"), "raw");
     assert_eq!(c.int("OBJECT REFCOUNT s"), 1);
     assert!(c.int("OBJECT IDLETIME s") >= 0);
+    assert!(c.text("DEBUG OBJECT s").contains("serializedlength:"));
     assert!(c.err("OBJECT FREQ s").contains("LFU"));
     assert!(c.err("GET s").starts_with("WRONGTYPE"));
     assert!(c.err("PRESENCE.COUNT string").starts_with("WRONGTYPE"));

@@ -121,7 +121,8 @@ fn every_form_of_online_gives_the_lease_to_all_it_names() {
 #[test]
 fn leases_of_one_millisecond_to_seconds_end_once_and_never_early() {
     steady(|| {
-        let server = Server::start();
+        // However rarely the server looks after itself.
+        let server = Server::with(&[("hz", "1"), ("dynamic-hz", "no")]);
         let mut c = server.connect();
         let mut sub = server.subscribe(&["presence:s"]);
         let mut ends = BTreeMap::new();
@@ -883,6 +884,28 @@ fn a_pause_while_leases_end_neither_aborts_nor_loses() {
             }
             assert!(sub.events_so_far(&mut c).is_empty());
         }
+        assert!(server.alive());
+    });
+}
+
+#[test]
+fn a_pause_that_begins_inside_a_transaction() {
+    steady(|| {
+        let server = Server::start();
+        let mut c = server.connect();
+        let mut sub = server.subscribe(&["presence:s"]);
+        c.ok("MULTI");
+        for queued in
+            ["CLIENT PAUSE 400 WRITE", "PRESENCE.ONLINE s a PX 50", "PRESENCE.ONLINE s b PX 60000"]
+        {
+            c.ok(queued);
+        }
+        let before = now_ms();
+        c.ok("EXEC");
+        assert_eq!(briefs(&sub.events(2, SOON)), ["join a", "join b"]);
+        let leave = sub.event(SOON);
+        assert_eq!(leave.brief(), "leave a (timeout)");
+        within("the leave", leave.arrived, before + 400, before + 400 + 2 * LATE);
         assert!(server.alive());
     });
 }

@@ -4,7 +4,7 @@ use crate::harness::*;
 use rand::seq::IndexedRandom;
 use rand::Rng;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread;
@@ -135,6 +135,27 @@ fn bgsave_and_a_crash_keep_what_was_saved() {
     c.ok("PRESENCE.ONLINE rich after-the-save");
     server.restart(Stop::Kill);
     lives_on(&server, &before);
+}
+
+#[test]
+fn the_servers_own_tools_find_no_fault_with_the_files() {
+    let server = keeper().aof().config("aof-use-rdb-preamble", "no").start();
+    let mut c = server.connect();
+    scene(&mut c);
+    c.ok("SAVE");
+    let check = |tool: &str, file: PathBuf| {
+        let Ok(run) = std::process::Command::new(tool).arg(&file).output() else {
+            println!("no {tool} here");
+            return;
+        };
+        let output = String::from_utf8_lossy(&run.stdout).into_owned();
+        assert!(run.status.success(), "{tool} {}: {output}", file.display());
+    };
+    // Those of Debian's Redis; a file of a newer server is none of their business.
+    if server_path() == Path::new("redis-server") {
+        check("redis-check-rdb", server.dir().join("dump.rdb"));
+        check("redis-check-aof", aof_increment(&server));
+    }
 }
 
 #[test]

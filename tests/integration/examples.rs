@@ -1,0 +1,437 @@
+//! The programs in examples/, run as a user runs them, through restarts of the server and of themselves.
+//!
+//! `scripts/examples-setup` fetches what they need. Where a language is not there, its tests say so on stderr, past the
+//! test runner's capture, and do nothing.
+
+use crate::harness::*;
+use crate::history::{ask, waiting};
+use rand::rngs::StdRng;
+use rand::Rng;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+/// Python or Node may take a while to start on a busy machine.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+
+#[derive(Clone, Copy, Debug)]
+enum Language {
+    Python,
+    Node,
+}
+
+impl Language {
+    /// The interpreter and the program's file; None, and a line that says so, where the language is not set up.
+    fn program(self, name: &str) -> Option<(PathBuf, PathBuf)> {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+        let (interpreter, list, installed, file) = match self {
+            Language::Python => (
+                examples.join("python/.venv/bin/python"),
+                "python/requirements.txt",
+                "python/.venv/installed",
+                format!("python/{name}.py"),
+            ),
+            Language::Node => (
+                "node".into(),
+                "node/package-lock.json",
+                "node/node_modules/installed",
+                format!("node/{name}.js"),
+            ),
+        };
+        let read = |file: &str| std::fs::read(examples.join(file)).ok();
+        let runs =
+            Command::new(&interpreter).arg("--version").output().is_ok_and(|o| o.status.success());
+        if !runs || read(installed).is_none() || read(installed) != read(list) {
+            // println! would be captured, and nobody would know.
+            let line = format!("\nexamples: {name} in {self:?} NOT TESTED: it is not set up (scripts/examples-setup)\n");
+            let _ = std::io::stderr().write_all(line.as_bytes());
+            return None;
+        }
+        Some((interpreter, examples.join(file)))
+    }
+}
+
+/// A running example; ended, by SIGKILL, when dropped.
+struct Program {
+    child: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+    errors: PathBuf,
+}
+
+impl Program {
+    fn run((interpreter, file): &(PathBuf, PathBuf), server: &Server, args: &[&str]) -> Program {
+        let errors = server.dir().join("program-stderr");
+        let to = std::fs::OpenOptions::new().create(true).append(true).open(&errors).unwrap();
+        let mut child = Command::new(interpreter)
+            .arg(file)
+            .args(args)
+            .arg(format!("redis://127.0.0.1:{}", server.port))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(to)
+            .spawn()
+            .unwrap();
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let (out, to) = (BufReader::new(child.stdout.take().unwrap()), lines.clone());
+        std::thread::spawn(move || {
+            out.lines().map_while(Result::ok).for_each(|line| to.lock().unwrap().push(line));
+        });
+        Program { child, lines, errors }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.lines.lock().unwrap().clone()
+    }
+
+    fn errors(&self) -> String {
+        std::fs::read_to_string(&self.errors).unwrap_or_default()
+    }
+
+    /// Waits until it has printed so many lines; they must be these.
+    #[track_caller]
+    fn says(&mut self, wanted: &[impl AsRef<str>]) {
+        let wanted: Vec<&str> = wanted.iter().map(AsRef::as_ref).collect();
+        let end = std::time::Instant::now() + PATIENCE;
+        while self.lines().len() < wanted.len()
+            && std::time::Instant::now() < end
+            && self.is_running()
+        {
+            std::thread::sleep(ms(5));
+        }
+        assert_eq!(self.lines(), wanted, "stderr: {}", self.errors());
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    fn kill(mut self) {
+        assert!(self.is_running(), "it ended by itself: {}", self.errors());
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const LONG: &[(&str, &str)] =
+    &[("presence.history-length", "100000"), ("presence.history-ttl-ms", "3600000")];
+
+fn durable() -> Builder {
+    LONG.iter().fold(Server::builder().aof(), |b, (name, value)| b.config(name, value))
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+fn follow(language: Language) {
+    let Some(program) = language.program("follow") else { return };
+    let server = durable().start();
+    let mut c = server.connect();
+    c.ok("PRESENCE.ONLINE lobby alice EX 600");
+    c.ok("PRESENCE.ONLINE lobby alice SESSION phone EX 600");
+    c.ok("PRESENCE.ONLINE lobby zoe EX 600");
+    c.ok("PRESENCE.OFFLINE lobby zoe");
+    let mut follower = Program::run(&program, &server, &["lobby"]);
+    let mut said = vec!["online alice"];
+    follower.says(&said);
+    // One call for each transition: not for sessions, heartbeats, metadata, messages.
+    for line in [
+        "PRESENCE.ONLINE lobby bob EX 600",
+        "PRESENCE.ONLINE lobby bob EX 700",
+        "PRESENCE.ONLINE lobby bob SESSION tab META 1 EX 600",
+        "PRESENCE.ONLINE lobby bob SESSION tab META 2 EX 600",
+        "PRESENCE.MESSAGE lobby carol hi",
+        "PRESENCE.OFFLINE lobby alice SESSION phone",
+        "PRESENCE.ONLINE elsewhere dave",
+        "PRESENCE.OFFLINE lobby alice",
+        "PRESENCE.ONLINE lobby alice EX 600",
+        "PRESENCE.ONLINE lobby erin PX 100",
+    ] {
+        c.ok(line);
+    }
+    said.extend(["online bob", "offline alice", "online alice", "online erin", "offline erin"]);
+    follower.says(&said);
+    // The server ends, by crash and in order, and comes back; much happens at once.
+    for stop in [Stop::Kill, Stop::NoSave] {
+        c.ok("PRESENCE.OFFLINE lobby bob");
+        server.restart(stop);
+        c = server.connect();
+        c.ok("PRESENCE.ONLINE lobby frank EX 600");
+        c.ok("PRESENCE.OFFLINE lobby frank");
+        c.ok("PRESENCE.ONLINE lobby USERS 2 frank bob EX 600");
+        c.ok("PRESENCE.OFFLINE lobby frank");
+        said.extend([
+            "offline bob",
+            "online frank",
+            "offline frank",
+            "online frank",
+            "online bob",
+            "offline frank",
+        ]);
+        follower.says(&said);
+    }
+    // Too much at once for the history: the difference is called. Who came and went meanwhile is not.
+    waiting(&mut c, 1);
+    c.ok("CONFIG SET presence.history-length 3");
+    for line in [
+        "MULTI",
+        "PRESENCE.ONLINE lobby gone",
+        "PRESENCE.OFFLINE lobby gone",
+        "PRESENCE.OFFLINE lobby bob",
+        "PRESENCE.ONLINE lobby grace EX 600",
+        "PRESENCE.ONLINE lobby heidi EX 600",
+        "PRESENCE.MESSAGE lobby x 1",
+        "PRESENCE.MESSAGE lobby x 2",
+        "PRESENCE.MESSAGE lobby x 3",
+        "EXEC",
+    ] {
+        c.ok(line);
+    }
+    said.extend(["offline bob", "online grace", "online heidi"]);
+    follower.says(&said);
+    c.ok("CONFIG SET presence.history-length 100000");
+    // Everybody is gone when the space is: deleted, closed, flushed.
+    waiting(&mut c, 1);
+    c.ok("DEL lobby");
+    said.extend(["offline alice", "offline grace", "offline heidi"]);
+    follower.says(&said);
+    waiting(&mut c, 1);
+    c.ok("PRESENCE.ONLINE lobby alice EX 600");
+    c.ok("PRESENCE.CLOSE lobby");
+    said.extend(["online alice", "offline alice"]);
+    follower.says(&said);
+    c.ok("DEL lobby");
+    c.ok("PRESENCE.ONLINE lobby bob EX 600");
+    said.push("online bob");
+    follower.says(&said);
+    // A server that comes back without its data.
+    waiting(&mut c, 1);
+    server.stop(Stop::Kill);
+    std::fs::remove_dir_all(server.dir().join("appendonlydir")).unwrap();
+    server.start_again();
+    said.push("offline bob");
+    follower.says(&said);
+    server.connect().ok("PRESENCE.ONLINE lobby bob EX 600");
+    said.push("online bob");
+    follower.says(&said);
+    follower.kill();
+}
+
+#[test]
+fn follow_in_python() {
+    follow(Language::Python);
+}
+
+#[test]
+fn follow_in_node() {
+    follow(Language::Node);
+}
+
+/// Something happens in the lobby.
+fn happens(c: &mut Conn, rng: &mut StdRng, times: usize) {
+    for _ in 0..times {
+        let u = rng.random_range(0..15);
+        let line = match rng.random_range(0..10) {
+            0..4 => format!("PRESENCE.ONLINE lobby u{u} EX 600"),
+            4 => format!("PRESENCE.ONLINE lobby u{u} PX {}", rng.random_range(1..60)),
+            5 => format!(
+                "PRESENCE.ONLINE lobby u{u} SESSION s{} PX {}",
+                u % 3,
+                rng.random_range(1..60)
+            ),
+            6 | 7 => format!("PRESENCE.OFFLINE lobby u{u}"),
+            8 => format!("PRESENCE.OFFLINE lobby u{u} LINGER {}", rng.random_range(1..30)),
+            // Larger than a pipe's buffer or a page, so that a kill can hit the middle of it.
+            _ => format!("PRESENCE.MESSAGE lobby u{u} {}", "m".repeat(rng.random_range(0..30_000))),
+        };
+        c.ok(line);
+    }
+}
+
+/// Much happens, the server ends again and again: the calls are the joins and leaves of the log, each once, in order.
+fn follow_through_restarts(language: Language, seed: u64) {
+    let Some(program) = language.program("follow") else { return };
+    let mut rng = rng(seed);
+    let server = durable().config("presence.restart-grace-ms", "50").start();
+    let mut follower = Program::run(&program, &server, &["lobby"]);
+    let mut c = server.connect();
+    for round in 0..6 {
+        if round == 0 || rng.random_bool(0.5) {
+            waiting(&mut c, 1); // else it may be still away
+        }
+        happens(&mut c, &mut rng, 150);
+        server.restart([Stop::Kill, Stop::NoSave][round % 2]);
+        c = server.connect();
+        happens(&mut c, &mut rng, 50);
+    }
+    c.ok("PRESENCE.ONLINE lobby keeper EX 600");
+    (0..15).for_each(|u| drop(c.ok(format!("PRESENCE.OFFLINE lobby u{u}"))));
+    let log = ask(&mut c, "lobby AFTER 0-0");
+    assert!(!log.gap);
+    let transitions: Vec<String> = log
+        .events
+        .iter()
+        .filter_map(|e| match e.kind() {
+            "join" => Some(format!("online {}", e.user())),
+            "leave" => Some(format!("offline {}", e.user())),
+            _ => None,
+        })
+        .collect();
+    assert!(transitions.len() > 200, "this run says little");
+    follower.says(&transitions);
+    follower.kill();
+}
+
+#[test]
+fn follow_through_restarts_in_python() {
+    follow_through_restarts(Language::Python, 41);
+}
+
+#[test]
+fn follow_through_restarts_in_node() {
+    follow_through_restarts(Language::Node, 42);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+fn complete_lines(file: &Path) -> Vec<String> {
+    let text = String::from_utf8(std::fs::read(file).unwrap_or_default()).unwrap();
+    let mut lines: Vec<String> = text.split('\n').map(str::to_string).collect();
+    lines.pop(); // what is behind the last newline
+    lines
+}
+
+/// The server ends and the program is killed, again and again and at any moment: each event is in the file once.
+fn log_through_kills(language: Language, seed: u64) {
+    let Some(program) = language.program("log") else { return };
+    let mut rng = rng(seed);
+    let server = durable().config("presence.restart-grace-ms", "50").start();
+    let file = server.dir().join("lobby.jsonl");
+    let args = ["lobby", file.to_str().unwrap()];
+    let mut c = server.connect();
+    for round in 0..8 {
+        // A line that was being written when the program ended: cut after some bytes of what comes next.
+        if round % 2 == 1 {
+            let torn = ["{", "{\"id\":\"1795", "{\"id\":\"1-99999999\",\"space\":\"lob", "garbage"]
+                [rng.random_range(0..4)];
+            std::fs::OpenOptions::new()
+                .append(true)
+                .open(&file)
+                .unwrap()
+                .write_all(torn.as_bytes())
+                .unwrap();
+        }
+        let mut log = Program::run(&program, &server, &args);
+        let before = complete_lines(&file).len();
+        happens(&mut c, &mut rng, 120);
+        if round % 3 == 1 {
+            server.restart([Stop::Kill, Stop::NoSave][round % 2]);
+            c = server.connect();
+            happens(&mut c, &mut rng, 60);
+        }
+        // It is killed while it writes: after a few lines, or after some more.
+        let few = rng.random_range(1..60);
+        wait_until("lines", PATIENCE, || {
+            assert!(log.is_running(), "it ended by itself: {}", log.errors());
+            complete_lines(&file).len() >= before + few
+        });
+        log.kill();
+        happens(&mut c, &mut rng, 30);
+    }
+    let mut log = Program::run(&program, &server, &args);
+    c.ok("PRESENCE.ONLINE lobby keeper EX 600");
+    (0..15).for_each(|u| drop(c.ok(format!("PRESENCE.OFFLINE lobby u{u}"))));
+    let all = ask(&mut c, "lobby AFTER 0-0");
+    assert!(!all.gap && all.events.len() > 500, "{} events", all.events.len());
+    wait_until("the last event", PATIENCE, || {
+        assert!(log.is_running(), "it ended by itself: {}", log.errors());
+        complete_lines(&file).last().is_some_and(|line| line == all.raws().last().unwrap())
+    });
+    let lines = complete_lines(&file);
+    let seqs: Vec<u64> = lines
+        .iter()
+        .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap())
+        .map(|v| parse_id(v["id"].as_str().unwrap()).1)
+        .collect();
+    assert_eq!(seqs, (1..=all.events.len() as u64).collect::<Vec<_>>(), "each once, in order");
+    assert!(lines == all.raws(), "byte for byte");
+    log.kill();
+}
+
+#[test]
+fn log_through_kills_in_python() {
+    log_through_kills(Language::Python, 43);
+}
+
+#[test]
+fn log_through_kills_in_node() {
+    log_through_kills(Language::Node, 44);
+}
+
+/// What cannot be had any more is said to be lost, and what can is logged, once.
+fn log_with_a_gap(language: Language) {
+    let Some(program) = language.program("log") else { return };
+    let server =
+        Server::with(&[("presence.history-length", "5"), ("presence.history-ttl-ms", "3600000")]);
+    let file = server.dir().join("lobby.jsonl");
+    let args = ["lobby", file.to_str().unwrap()];
+    let mut c = server.connect();
+    let lines = |n: usize| wait_until("lines", PATIENCE, || complete_lines(&file).len() >= n);
+    let mut wanted: Vec<String> = Vec::new();
+    // The file holds nothing but the beginning of a line.
+    std::fs::write(&file, "{\"id\":\"17").unwrap();
+    c.ok("PRESENCE.ONLINE lobby a EX 600");
+    wanted.extend(ask(&mut c, "lobby").raws().iter().map(|s| s.to_string()));
+    let log = Program::run(&program, &server, &args);
+    lines(1);
+    assert_eq!(complete_lines(&file), wanted);
+    assert!(!log.errors().contains("lost"), "{}", log.errors());
+    log.kill();
+    // Away for too long.
+    (0..20).for_each(|i| drop(c.ok(format!("PRESENCE.MESSAGE lobby a {i}"))));
+    wanted.extend(ask(&mut c, "lobby").raws().iter().map(|s| s.to_string()));
+    assert_eq!(wanted.len(), 6);
+    let log = Program::run(&program, &server, &args);
+    lines(6);
+    assert_eq!(complete_lines(&file), wanted);
+    assert!(log.errors().contains("lost"), "{}", log.errors());
+    // Deleted while it waits, and made anew: another life, nothing of it missing.
+    waiting(&mut c, 1);
+    c.ok("DEL lobby");
+    c.ok("PRESENCE.ONLINE lobby b EX 600");
+    wanted.extend(ask(&mut c, "lobby").raws().iter().map(|s| s.to_string()));
+    lines(7);
+    log.kill();
+    // A server that knows less than the file does: nothing is logged twice.
+    waiting(&mut c, 0);
+    let Value::BulkString(payload) = c.ok("DUMP lobby") else { panic!() };
+    c.ok("PRESENCE.MESSAGE lobby b taken-back");
+    wanted.extend(ask(&mut c, "lobby AFTER 0-0 COUNT 9").raws().last().map(|s| s.to_string()));
+    let log = Program::run(&program, &server, &args);
+    lines(8);
+    log.kill();
+    waiting(&mut c, 0);
+    c.ok("DEL lobby");
+    c.ok(args!["RESTORE", "lobby", 0, payload]);
+    let log = Program::run(&program, &server, &args);
+    waiting(&mut c, 1);
+    c.ok("PRESENCE.MESSAGE lobby b instead");
+    wanted.extend(ask(&mut c, "lobby").raws().last().map(|s| s.to_string()));
+    lines(9);
+    assert_eq!(complete_lines(&file), wanted);
+    log.kill();
+}
+
+#[test]
+fn log_with_a_gap_in_python() {
+    log_with_a_gap(Language::Python);
+}
+
+#[test]
+fn log_with_a_gap_in_node() {
+    log_with_a_gap(Language::Node);
+}
