@@ -4,7 +4,7 @@ use super::context::Context;
 use super::{command, datatype, events, info, settings};
 use crate::commands;
 use redis_module::{raw, RedisString, Status};
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 
 /// Whether the server offers what the module cannot do without: everything that Redis 7.0 has.
 fn offers_what_is_needed() -> bool {
@@ -26,6 +26,21 @@ fn offers_what_is_needed() -> bool {
         && offers!(RedisModule_Call)
 }
 
+/// `VALKEYMODULE_OPTIONS_HANDLE_ATOMIC_SLOT_MIGRATION`, from Valkey 9.0 on: without it the server
+/// refuses to move slots in its new way. A space comes as effects and is swept when the slot is
+/// ours.
+const VALKEY_HANDLE_ATOMIC_SLOT_MIGRATION: u32 = 1 << 5;
+
+/// Redis and Valkey give the same numbers to different things since they parted.
+fn is_valkey() -> bool {
+    let mut function: *mut c_void = std::ptr::null_mut();
+    // SAFETY: asks for a function by name, and leaves the pointer alone where there is none.
+    let found = unsafe {
+        api!(RedisModule_GetApi(c"ValkeyModule_Alloc".as_ptr(), (&raw mut function).cast()))
+    };
+    found == raw::REDISMODULE_OK as c_int && !function.is_null()
+}
+
 pub fn init(crate_ctx: &redis_module::Context, _args: &[RedisString]) -> Status {
     // SAFETY: the context is that of the loading that is going on.
     let ctx = unsafe { Context::from_raw(crate_ctx.ctx) };
@@ -36,9 +51,12 @@ pub fn init(crate_ctx: &redis_module::Context, _args: &[RedisString]) -> Status 
     if !offers_what_is_needed() {
         return refused("the server lacks functions");
     }
-    let options = raw::REDISMODULE_OPTIONS_HANDLE_IO_ERRORS
+    let mut options = raw::REDISMODULE_OPTIONS_HANDLE_IO_ERRORS
         | raw::REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED
         | raw::REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD;
+    if is_valkey() {
+        options |= VALKEY_HANDLE_ATOMIC_SLOT_MIGRATION;
+    }
     // SAFETY: as above.
     unsafe { api!(RedisModule_SetModuleOptions(ctx.raw(), options as c_int)) };
     if !datatype::register(ctx) {

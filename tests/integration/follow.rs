@@ -883,7 +883,10 @@ fn pages_of_a_large_space_under_churn() {
             // A while longer than until the pages are read, so that deltas follow.
             let mut enough = None;
             loop {
-                let any = followers.iter_mut().fold(false, |any, f| f.turn(&mut facts) || any);
+                let mut any = false;
+                for follower in followers.iter_mut() {
+                    any |= follower.turn(&mut facts);
+                }
                 if enough.is_none() && followers.iter().all(|f| f.view.whole && f.is_settled()) {
                     enough = Some(Instant::now() + ms(100));
                 }
