@@ -7,7 +7,7 @@
 
 use super::args::Arg;
 use super::context::{Context, OwnedString};
-use super::key::{SpaceKey, SpaceRef};
+use super::key::SpaceKey;
 use super::{agenda, settings, stats, waiters};
 use crate::space::{At, Swept};
 use redis_module::raw;
@@ -116,7 +116,7 @@ fn slice(ctx: Context, work_on: fn(Context, i32, Arg<'_>, u64)) -> Option<u64> {
 fn sweep_first(ctx: Context, db: i32, key: Arg<'_>, due: u64) {
     if !ctx.call_on_key(SWEEP, key) {
         // Another type is at the key, or the key's slot is not ours at present.
-        match SpaceRef::open(ctx, key) {
+        match SpaceKey::open_untouched(ctx, key, ctx.now()) {
             Ok(Some(_)) => agenda::schedule(db, key.bytes(), ctx.now() + ASK_AGAIN_MS),
             _ => agenda::forget(db, key.bytes()),
         }
