@@ -3,6 +3,7 @@
 use super::agenda;
 use super::args::Arg;
 use super::context::Context;
+use super::events;
 use super::journal;
 use super::key::Held;
 use super::settings;
@@ -220,6 +221,10 @@ unsafe extern "C" fn unlink(ctx: *mut raw::RedisModuleKeyOptCtx, value: *const c
     agenda::epoch_ended(db, name, epoch, now);
 }
 
-unsafe extern "C" fn copy(_: *mut raw::RedisModuleKeyOptCtx, value: *const c_void) -> *mut c_void {
+unsafe extern "C" fn copy(
+    ctx: *mut raw::RedisModuleKeyOptCtx,
+    value: *const c_void,
+) -> *mut c_void {
+    events::copied_from(api!(RedisModule_GetDbIdFromOptCtx(ctx)));
     Box::into_raw(Box::new(held(value).copied())).cast()
 }

@@ -4,6 +4,7 @@ use super::args::Arg;
 use super::context::Context;
 use super::{agenda, key, settings, sweep, waiters};
 use redis_module::raw;
+use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void, CStr};
 
 /// Subscribes to everything. Events that the server does not know are left out.
@@ -35,6 +36,19 @@ pub fn subscribe(ctx: Context) -> bool {
 type EventHandler =
     unsafe extern "C" fn(*mut raw::RedisModuleCtx, raw::RedisModuleEvent, u64, *mut c_void);
 
+thread_local! {
+    /// From which database a key is being moved or copied.
+    static LEFT_FROM: Cell<Option<i32>> = const { Cell::new(None) };
+}
+
+/// A space is being copied from a database. Valkey 8.1 tells of events with the client that runs
+/// the command, selects the database of the event for that, and leaves it so (its issue 4024): the
+/// client, and what is replicated, would be in the wrong database from then on. So what it was is
+/// selected again. Elsewhere the context of an event is its own, and this changes nothing.
+pub fn copied_from(db: i32) {
+    LEFT_FROM.set(Some(db));
+}
+
 /// Names under which a space can appear without a command of ours. Called for every generic event
 /// of every key, so what does not matter is told apart by its first letters.
 unsafe extern "C" fn on_keyspace(
@@ -45,7 +59,13 @@ unsafe extern "C" fn on_keyspace(
 ) -> c_int {
     let event = CStr::from_ptr(event).to_bytes();
     if matches!(event, b"rename_to" | b"move_to" | b"copy_to" | b"restore") {
-        key::arrived(Context::from_raw(ctx), Arg::from_raw(key));
+        let ctx = Context::from_raw(ctx);
+        key::arrived(ctx, Arg::from_raw(key));
+        if let Some(db) = LEFT_FROM.take() {
+            ctx.select_db(db);
+        }
+    } else if event == b"move_from" {
+        LEFT_FROM.set(Some(Context::from_raw(ctx).db()));
     } else if event == b"loaded" {
         // The key is an object on the server's stack: its bytes are read, it is not opened.
         let ctx = Context::from_raw(ctx);
