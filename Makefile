@@ -81,6 +81,7 @@ run: check-port setup build ## set up, build, start SERVER with the module on PO
 
 .PHONY: test
 test: setup build ## set up, build, run all tests: the core's, and the whole against SERVER
+	@scripts/examples-setup
 	@server=$$(scripts/server); echo "test: unit and integration tests on $$server"; \
 	PRESENCE_SERVER=$$server "$(CARGO)" test --locked
 
