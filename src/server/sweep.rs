@@ -25,7 +25,7 @@ const LARGEST_GROUP: usize = 64;
 /// While the server is paused, it is asked again after so many ms.
 const RETRY_MS: u64 = 10;
 /// A key that cannot be got at is asked for again after so many ms.
-const ASK_AGAIN_MS: u64 = 500;
+const ASK_AGAIN_MS: u64 = 200;
 /// A replica tidies up so often, at most (ms).
 const TIDY_MS: u64 = 100;
 /// The timer runs at least so often while anything is filed (ms): the clock may have been set.
