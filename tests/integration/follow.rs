@@ -292,8 +292,8 @@ type Script = VecDeque<(Duration, String)>;
 enum Step {
     /// Its own script goes on; the next command is due at the moment given.
     Idle,
-    /// Waiting for the reply to a command of the script.
-    Acting,
+    /// Waiting for so many replies to commands of the script.
+    Acting(usize),
     Paging,
     CatchingUp,
 }
@@ -436,10 +436,17 @@ impl Client {
                 return true;
             }
             if now >= self.due {
-                if let Some((pause, line)) = self.script.pop_front() {
-                    self.due = now + pause;
+                let mut sent = 0;
+                while let Some((pause, line)) = self.script.pop_front() {
                     self.cmd.send(&line);
-                    self.step = Step::Acting;
+                    sent += 1;
+                    if !pause.is_zero() {
+                        self.due = now + pause;
+                        break;
+                    }
+                }
+                if sent > 0 {
+                    self.step = Step::Acting(sent);
                     any = true;
                 }
             }
@@ -519,7 +526,8 @@ impl Client {
             panic!("{}: {e}", self.space);
         }
         match std::mem::replace(&mut self.step, Step::Idle) {
-            Step::Acting | Step::Idle => {}
+            Step::Acting(n) if n > 1 => self.step = Step::Acting(n - 1),
+            Step::Acting(_) | Step::Idle => {}
             Step::Paging => {
                 let cursor = self.view.page(&reply);
                 if cursor != "0" {
@@ -677,7 +685,7 @@ fn rounds(seed: u64, config: &[(&str, &str)], rounds: usize, time: Duration, dro
         })
         .collect();
     let mut sum = Sum { rounds: 0, events: 0, reconnects: 0, resnapshots: 0 };
-    while sum.rounds < rounds * times() as usize && Instant::now() < end {
+    while sum.rounds < FEWEST || (sum.rounds < rounds * times() as usize && Instant::now() < end) {
         let round = sum.rounds;
         let space = format!("r{round}");
         let mut wanted = Roster::new();
@@ -688,7 +696,7 @@ fn rounds(seed: u64, config: &[(&str, &str)], rounds: usize, time: Duration, dro
                 let (script, stays) = script(&mut rng, &space, user);
                 wanted.insert(format!("u{user}"), stays.into_iter().collect());
                 let drops = if drops > 0 { rng.random_range(0..=drops) } else { 0 };
-                let page = [15, 30, 50, 1000][rng.random_range(0..4)];
+                let page = [20, 40, 60, 1000][rng.random_range(0..4)];
                 client.begin(&space, page, script, drops);
             }
         }
@@ -747,6 +755,11 @@ fn rounds(seed: u64, config: &[(&str, &str)], rounds: usize, time: Duration, dro
             let guard = OnPanic(failed);
             wait_until("all clients to settle", Duration::from_secs(60), || {
                 assert!(!failed.load(SeqCst), "a client failed");
+                // In two rounds of three the server now and then looks away for a moment, and then finds many commands
+                // at once: "at once" in earnest, and far less work for all.
+                if round % 3 > 0 {
+                    log.conn.ok("DEBUG SLEEP 0.006");
+                }
                 settled.load(SeqCst) == CLIENTS
             });
             wait_until("the ghosts to leave", SOON * 2, || {
@@ -812,20 +825,20 @@ const LONG: &[(&str, &str)] = &[
     ("maxclients", "2000"),
 ];
 
-/// A busy machine gets through fewer rounds; this many are enough to say something.
+/// However busy the machine is, so many rounds there are: enough to say something.
 const FEWEST: usize = 10;
 
 #[test]
 fn a_hundred_and_fifty_join_at_once_and_all_see_all() {
     let sum = rounds(31, LONG, 300, time(18), 0);
-    assert!(sum.rounds >= FEWEST && sum.events > sum.rounds * CLIENTS, "this run says little");
+    assert!(sum.events > sum.rounds * CLIENTS, "this run says little");
     assert_eq!((sum.reconnects, sum.resnapshots), (0, 0));
 }
 
 #[test]
 fn who_is_disconnected_catches_up_by_events() {
     let sum = rounds(32, LONG, 150, time(14), 4);
-    assert!(sum.rounds >= FEWEST && sum.reconnects > sum.rounds * 50, "this run says little");
+    assert!(sum.reconnects > sum.rounds * 50, "this run says little");
     assert_eq!(sum.resnapshots, 0, "nothing was forgotten, so nobody needs another snapshot");
 }
 
@@ -834,7 +847,7 @@ fn who_is_disconnected_catches_up_by_events() {
 fn who_missed_too_much_is_told_and_reads_again() {
     let sum =
         rounds(33, &[("presence.history-length", "20"), ("maxclients", "2000")], 150, time(9), 4);
-    assert!(sum.rounds >= FEWEST / 2 && sum.resnapshots > 0, "this run says little");
+    assert!(sum.resnapshots > 0, "this run says little");
 }
 
 /// Pages of a space of 100,000, read while hundreds come and go each moment.

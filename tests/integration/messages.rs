@@ -437,14 +437,9 @@ fn the_end_of_the_closed_time_needs_no_sweep() {
         return { r, #seen[6] }";
     let reply = c.ok(args!["EVAL", script, 1, "s"]);
     let words = texts(&reply);
-    // Where the server holds its clock still during a script, the space is closed to the script's end.
-    if words[0] == "1" {
-        assert_eq!(words[1], "0", "what is over is not told any more");
-        assert_eq!(ask(&mut c, "s").briefs(), ["join b"]);
-    } else {
-        assert!(words[0].contains("closed"), "{words:?}");
-        wait_until("the closed space to go", SOON, || c.int("EXISTS s") == 0);
-    }
+    assert_eq!(words, ["1", "0"], "b came in, and what is over is not told any more");
+    let told = ask(&mut c, "s AFTER 0-0");
+    assert_eq!((told.gap, told.briefs()), (false, vec!["join b".to_string()]), "a new life");
     // While writes are paused nothing is swept, and a read tells what is so.
     c.ok("PRESENCE.ONLINE s a");
     c.ok("CLIENT PAUSE 1500 WRITE");
@@ -589,13 +584,8 @@ fn who_lapsed_before_the_close_is_not_hidden_by_it() {
         return here";
     let here = c.int(args!["EVAL", script, 1, "s"]);
     let briefs = ask(&mut c, "s").briefs();
-    // COUNT has already not shown her. Either the log says when she went, or the close ends her with all the others:
-    // what must not be is a leave after the close.
-    assert_eq!(briefs.last().unwrap(), "close ", "with {here} here: {briefs:?}");
-    assert!(
-        briefs.iter().filter(|b| b.starts_with("leave")).all(|b| b == "leave a (timeout)"),
-        "{briefs:?}"
-    );
+    assert_eq!(here, 1, "COUNT does not show her any more");
+    assert_eq!(briefs, ["join a", "join b", "leave a (timeout)", "close "]);
 }
 
 /// The message hub's sequence, literally.
