@@ -41,6 +41,8 @@ pub struct Agenda {
     order: DueHeap,
     tables: Vec<Table>,
     table_of: BTreeMap<i32, usize>,
+    /// From which entry on the spaces are still to be looked at.
+    look_from: Option<u32>,
 }
 
 impl Agenda {
@@ -130,9 +132,23 @@ impl Agenda {
         }
     }
 
-    /// Every space is due at `now`, if not earlier.
-    pub fn hurry(&mut self, now: Timestamp) {
-        self.order.advance_all(now);
+    /// Every space is to be looked at once, whenever it is due: see [`Agenda::next_look`].
+    pub fn look_at_all(&mut self) {
+        self.look_from = Some(0);
+    }
+
+    /// Whether there are spaces to be looked at.
+    pub fn has_looks(&self) -> bool {
+        self.look_from.is_some()
+    }
+
+    /// The next space that is to be looked at: when it is due, its database, its name.
+    pub fn next_look(&mut self) -> Option<(Timestamp, i32, &[u8])> {
+        let next = self.entries.iter_from(self.look_from?).next();
+        self.look_from = next.map(|(id, _)| id + 1);
+        let (_, entry) = next?;
+        let due = self.order.due_at(entry.filed)?;
+        Some((due, self.tables.get(entry.table)?.db, &entry.name))
     }
 
     /// The moment at which the first space is due.
@@ -212,6 +228,13 @@ mod tests {
                 prop_assert_eq!(agenda.next_due(), model.values().min().copied());
                 prop_assert_eq!(agenda.backlog(500), model.values().filter(|due| **due <= 500).count());
             }
+            agenda.look_at_all();
+            let mut looked = BTreeMap::new();
+            while let Some((due, db, name)) = agenda.next_look() {
+                prop_assert!(looked.insert((db, name[0]), due).is_none());
+            }
+            prop_assert_eq!(&looked, &model);
+            prop_assert!(!agenda.has_looks());
             while let Some((due, db, name)) = agenda.first() {
                 let (name, key) = (name.to_vec(), (db, name[0]));
                 prop_assert_eq!(Some(due), model.values().min().copied());

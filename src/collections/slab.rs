@@ -6,7 +6,6 @@ const PAGE: usize = 128;
 /// A paged slab. `insert` hands out a number, the lowest free page first known; a page whose last
 /// entry goes is given back. The first page lives inline and grows with its contents, so that a
 /// slab of two entries costs two entries.
-#[derive(Clone)]
 pub struct Slab<T> {
     first: Page<T>,
     rest: Vec<Page<T>>,
@@ -63,6 +62,15 @@ impl<T> Page<T> {
 
     fn heap_bytes(&self) -> usize {
         self.entries.capacity() * size_of::<Option<T>>() + self.free.capacity() * size_of::<u16>()
+    }
+}
+
+impl<T: Clone> Clone for Slab<T> {
+    /// The copy's pages have room for what is in them, which is less than the original's may have.
+    fn clone(&self) -> Self {
+        let rest = self.rest.clone();
+        let rest_bytes = rest.iter().map(Page::heap_bytes).sum();
+        Slab { first: self.first.clone(), rest, open: self.open.clone(), len: self.len, rest_bytes }
     }
 }
 

@@ -48,9 +48,19 @@ pub fn forget(db: i32, name: &[u8]) {
     with(|state| state.current.forget(db, name));
 }
 
-/// When spaces are due may be other than was thought: all are to be looked at now.
-pub fn hurry(now: u64) {
-    with(|state| state.current.hurry(now));
+/// When spaces are due, or what they have to tell, may be other than was thought: all are to be
+/// looked at, beside what is due.
+pub fn look_at_all() {
+    with(|state| state.current.look_at_all());
+}
+
+pub fn has_looks() -> bool {
+    with(|state| state.current.has_looks())
+}
+
+/// The next space that is to be looked at, as in `first_due`.
+pub fn next_look() -> Option<(u64, i32, Vec<u8>)> {
+    with(|state| state.current.next_look().map(|(due, db, name)| (due, db, name.to_vec())))
 }
 
 /// When the first space is due.
@@ -166,13 +176,13 @@ pub fn epoch_ended(db: i32, name: &[u8], epoch: u64, now: u64) {
             let gone = state.recent_epochs.entry(epoch_key(db, name)).or_default();
             *gone = epoch.max(*gone);
         } else {
-            state.epoch_floor = state.epoch_floor.max(epoch + 1);
-            state.recent_epochs.clear();
+            forget_names(state, epoch);
         }
     });
 }
 
-/// Databases were swapped or emptied: what is remembered by name is of no use, and holds for all.
+/// What is remembered by name is too much, or of no use after databases were swapped or emptied:
+/// it holds for all names from now on.
 fn forget_names(state: &mut State, latest: u64) {
     let named = state.recent_epochs.values().max().copied().unwrap_or(0);
     state.epoch_floor = state.epoch_floor.max(latest.max(named) + 1);

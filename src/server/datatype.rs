@@ -2,8 +2,8 @@
 
 use super::agenda;
 use super::args::Arg;
+use super::arrivals;
 use super::context::Context;
-use super::events;
 use super::journal;
 use super::key::Held;
 use super::settings;
@@ -92,7 +92,15 @@ unsafe extern "C" fn rdb_load(io: *mut raw::RedisModuleIO, encoding: c_int) -> *
             if !name.is_null() {
                 let db = api!(RedisModule_GetDbIdFromIO(io));
                 let due = held.space.next_due(settings::retention());
-                agenda::loading(db, Arg::from_raw(name.cast_mut()).bytes(), due);
+                let name = Arg::from_raw(name.cast_mut()).bytes();
+                agenda::loading(db, name, due);
+                // Not from a file or a primary: it is RESTORE.
+                let loading =
+                    raw::REDISMODULE_CTX_FLAGS_LOADING | raw::REDISMODULE_CTX_FLAGS_ASYNC_LOADING;
+                let flags = api!(RedisModule_GetContextFlags(std::ptr::null_mut())) as u32;
+                if flags & loading == 0 {
+                    arrivals::expect(db, name);
+                }
             }
             Box::into_raw(held).cast()
         }
@@ -216,6 +224,7 @@ unsafe extern "C" fn unlink(ctx: *mut raw::RedisModuleKeyOptCtx, value: *const c
     let db = api!(RedisModule_GetDbIdFromOptCtx(ctx));
     agenda::forget(db, name);
     waiters::wake(db, name);
+    arrivals::left(db, name);
     let (epoch, _) = held(value).space.last_id();
     let now = super::key::server_time();
     agenda::epoch_ended(db, name, epoch, now);
@@ -225,6 +234,10 @@ unsafe extern "C" fn copy(
     ctx: *mut raw::RedisModuleKeyOptCtx,
     value: *const c_void,
 ) -> *mut c_void {
-    events::copied_from(api!(RedisModule_GetDbIdFromOptCtx(ctx)));
+    let name = api!(RedisModule_GetToKeyNameFromOptCtx(ctx));
+    if !name.is_null() {
+        let db = api!(RedisModule_GetToDbIdFromOptCtx(ctx));
+        arrivals::expect(db, Arg::from_raw(name.cast_mut()).bytes());
+    }
     Box::into_raw(Box::new(held(value).copied())).cast()
 }

@@ -4,12 +4,14 @@ use super::args::Arg;
 use super::context::Context;
 use super::{agenda, key, settings, sweep, waiters};
 use redis_module::raw;
-use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void, CStr};
 
-/// Subscribes to everything. Events that the server does not know are left out.
-pub fn subscribe(ctx: Context) -> bool {
-    let types = raw::REDISMODULE_NOTIFY_GENERIC | raw::REDISMODULE_NOTIFY_LOADED;
+/// Subscribes to everything; to what keys do only where the server can be asked for it.
+pub fn subscribe(ctx: Context, to_keys: bool) -> bool {
+    let mut types = raw::REDISMODULE_NOTIFY_LOADED;
+    if to_keys {
+        types |= raw::REDISMODULE_NOTIFY_GENERIC;
+    }
     // SAFETY: called while the module loads; the callbacks live as long as it.
     unsafe {
         let subscribed =
@@ -36,19 +38,6 @@ pub fn subscribe(ctx: Context) -> bool {
 type EventHandler =
     unsafe extern "C" fn(*mut raw::RedisModuleCtx, raw::RedisModuleEvent, u64, *mut c_void);
 
-thread_local! {
-    /// From which database a key is being moved or copied.
-    static LEFT_FROM: Cell<Option<i32>> = const { Cell::new(None) };
-}
-
-/// A space is being copied from a database. Valkey 8.1 tells of events with the client that runs
-/// the command, selects the database of the event for that, and leaves it so (its issue 4024): the
-/// client, and what is replicated, would be in the wrong database from then on. So what it was is
-/// selected again. Elsewhere the context of an event is its own, and this changes nothing.
-pub fn copied_from(db: i32) {
-    LEFT_FROM.set(Some(db));
-}
-
 /// Names under which a space can appear without a command of ours. Called for every generic event
 /// of every key, so what does not matter is told apart by its first letters.
 unsafe extern "C" fn on_keyspace(
@@ -59,13 +48,7 @@ unsafe extern "C" fn on_keyspace(
 ) -> c_int {
     let event = CStr::from_ptr(event).to_bytes();
     if matches!(event, b"rename_to" | b"move_to" | b"copy_to" | b"restore") {
-        let ctx = Context::from_raw(ctx);
-        key::arrived(ctx, Arg::from_raw(key));
-        if let Some(db) = LEFT_FROM.take() {
-            ctx.select_db(db);
-        }
-    } else if event == b"move_from" {
-        LEFT_FROM.set(Some(Context::from_raw(ctx).db()));
+        key::arrived(Context::from_raw(ctx), Arg::from_raw(key));
     } else if event == b"loaded" {
         // The key is an object on the server's stack: its bytes are read, it is not opened.
         let ctx = Context::from_raw(ctx);
@@ -113,7 +96,7 @@ fn begin_to_decide(ctx: Context) {
     if grace > 0 {
         key::grant_grace(now + grace);
         // Replicas and the AOF are told soon, not when the old leases end.
-        agenda::hurry(now);
+        agenda::look_at_all();
     }
     sweep::arm(ctx, now);
 }
@@ -182,7 +165,7 @@ unsafe extern "C" fn on_config(
     let names = std::slice::from_raw_parts(change.config_names, change.num_changes as usize);
     if names.iter().any(|name| CStr::from_ptr(*name).to_bytes().starts_with(b"presence.history-")) {
         let ctx = Context::from_raw(ctx);
-        agenda::hurry(ctx.now());
+        agenda::look_at_all();
         sweep::arm(ctx, ctx.now());
     }
 }

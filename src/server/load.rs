@@ -1,7 +1,7 @@
 //! What happens when the module is loaded, apart from what the crate's macro does.
 
 use super::context::Context;
-use super::{command, datatype, events, info, settings};
+use super::{arrivals, command, datatype, events, info, settings};
 use crate::commands;
 use redis_module::{raw, RedisString, Status};
 use std::ffi::{c_int, c_void};
@@ -18,6 +18,10 @@ fn offers_what_is_needed() -> bool {
         && offers!(RedisModule_RegisterNumericConfig)
         && offers!(RedisModule_RegisterStringConfig)
         && offers!(RedisModule_UnlinkKey)
+        && offers!(RedisModule_GetServerVersion)
+        && offers!(RedisModule_RegisterCommandFilter)
+        && offers!(RedisModule_GetDetachedThreadSafeContext)
+        && offers!(RedisModule_GetToKeyNameFromOptCtx)
         && offers!(RedisModule_ReplyWithMap)
         && offers!(RedisModule_RegisterInfoFunc)
         && offers!(RedisModule_InfoAddFieldULongLong)
@@ -68,7 +72,10 @@ pub fn init(crate_ctx: &redis_module::Context, _args: &[RedisString]) -> Status 
     if !settings::register(crate_ctx) {
         return refused("the settings cannot be registered");
     }
-    if !events::subscribe(ctx) {
+    let Some(told_by_events) = arrivals::prepare(ctx, is_valkey()) else {
+        return refused("RENAME and MOVE cannot be listened to");
+    };
+    if !events::subscribe(ctx, told_by_events) {
         return refused("the server's events cannot be subscribed to");
     }
     if !info::register(ctx) {

@@ -27,6 +27,7 @@ macro_rules! offers {
 pub mod agenda;
 pub mod alloc;
 pub mod args;
+pub mod arrivals;
 pub mod call;
 pub mod command;
 pub mod context;

@@ -8,7 +8,7 @@
 use super::args::Arg;
 use super::context::{Context, OwnedString};
 use super::key::SpaceKey;
-use super::{agenda, settings, stats, waiters};
+use super::{agenda, arrivals, settings, stats, waiters};
 use crate::space::{At, Swept};
 use redis_module::raw;
 use std::cell::Cell;
@@ -26,6 +26,8 @@ const LARGEST_GROUP: usize = 64;
 const RETRY_MS: u64 = 10;
 /// A key that cannot be got at is asked for again after so many ms.
 const ASK_AGAIN_MS: u64 = 200;
+/// While all spaces are looked at, a slice of that is done so often (ms).
+const LOOK_MS: u64 = 1;
 /// A replica tidies up so often, at most (ms).
 const TIDY_MS: u64 = 100;
 /// The timer runs at least so often while anything is filed (ms): the clock may have been set.
@@ -47,8 +49,10 @@ pub fn arm(ctx: Context, now: u64) {
     if IN_TIMER.get() {
         return;
     }
-    let Some(due) = agenda::next_due() else { return };
-    arm_for(ctx, now, due);
+    let look = agenda::has_looks().then_some(now);
+    if let Some(due) = agenda::next_due().into_iter().chain(look).min() {
+        arm_for(ctx, now, due);
+    }
 }
 
 fn arm_for(ctx: Context, now: u64, due: u64) {
@@ -72,6 +76,7 @@ unsafe extern "C" fn tick(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
     ARMED.set(None);
     let ctx = Context::from_raw(ctx);
     waiters::rest(ctx);
+    arrivals::settled();
     IN_TIMER.set(true);
     let next = if !ctx.is_primary() {
         slice(ctx, tidy_first).map(|_| ctx.now() + TIDY_MS)
@@ -86,31 +91,36 @@ unsafe extern "C" fn tick(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
     }
 }
 
-/// Works through what is due for as long as the budget lasts. Returns when there is more to do.
+/// Works through what is due for as long as the budget lasts, and then, for at most half of it,
+/// through what is to be looked at. Returns when there is more to do.
 fn slice(ctx: Context, work_on: fn(Context, i32, Arg<'_>, u64)) -> Option<u64> {
     let began = Instant::now();
     let budget = Duration::from_micros(settings::sweep_budget_us());
-    let ends = began + budget;
-    SLICE_ENDS.set(Some(ends));
+    SLICE_ENDS.set(Some(began + budget));
     let mut worked = false;
-    while let Some((due, db, name)) = agenda::first_due(ctx.now()) {
-        worked = true;
-        let key = OwnedString::new(&name);
-        if ctx.select_db(db) {
-            work_on(ctx, db, key.as_arg(), due);
-        } else {
-            agenda::forget(db, &name);
+    let mut work_through = |next: &dyn Fn() -> Option<(u64, i32, Vec<u8>)>, ends: Instant| {
+        while Instant::now() < ends {
+            let Some((due, db, name)) = next() else { break };
+            worked = true;
+            let key = OwnedString::new(&name);
+            if ctx.select_db(db) {
+                work_on(ctx, db, key.as_arg(), due);
+            } else {
+                agenda::forget(db, &name);
+            }
         }
-        if Instant::now() >= ends {
-            break;
-        }
+    };
+    work_through(&|| agenda::first_due(ctx.now()), began + budget);
+    if agenda::has_looks() {
+        work_through(&agenda::next_look, began + budget / 2);
     }
     SLICE_ENDS.set(None);
     if worked {
         stats::SWEEPS.add(1);
         stats::LONGEST_SWEEP_US.raise_to(began.elapsed().as_micros() as u64);
     }
-    agenda::next_due()
+    let next_look = agenda::has_looks().then(|| ctx.now() + LOOK_MS);
+    agenda::next_due().into_iter().chain(next_look).min()
 }
 
 fn sweep_first(ctx: Context, db: i32, key: Arg<'_>, due: u64) {
@@ -120,7 +130,8 @@ fn sweep_first(ctx: Context, db: i32, key: Arg<'_>, due: u64) {
             Ok(Some(_)) => agenda::schedule(db, key.bytes(), ctx.now() + ASK_AGAIN_MS),
             _ => agenda::forget(db, key.bytes()),
         }
-    } else if agenda::next_due() == Some(due)
+    } else if due <= ctx.now()
+        && agenda::next_due() == Some(due)
         && agenda::first_due(due).is_some_and(|(_, at, name)| at == db && name == key.bytes())
     {
         // The command did not see this key, or left it as it was: never twice for nothing.

@@ -33,6 +33,9 @@ pub const MAX_NAME_BYTES: usize = 512;
 /// the signed integers of replies.
 pub const MAX_TIMESTAMP: u64 = 1 << 62;
 
+/// At most so many leaves of lapsed sessions are told by who closes a space.
+const LEAVES_BEFORE_CLOSE: usize = 4096;
+
 /// The size of the allocation that serves a request of `bytes`: the size classes of jemalloc,
 /// four to a doubling.
 pub fn allocated(bytes: usize) -> usize {
@@ -587,9 +590,13 @@ impl Space {
         if self.is_closed() {
             return false;
         }
-        // Who lapsed before has left before.
-        while let Ok(Some(id)) = self.members.next_lapsed(at.now, &mut || true) {
-            self.end_if_lapsed(at, id, sink);
+        // Who lapsed before has left before. Should a sweep be far behind, the rest goes with the
+        // close: a million leaves are not told in one go.
+        for _ in 0..LEAVES_BEFORE_CLOSE {
+            match self.members.next_lapsed(at.now, &mut || true) {
+                Ok(Some(id)) => self.end_if_lapsed(at, id, sink),
+                _ => break,
+            }
         }
         self.shut(at, until, sink);
         true
