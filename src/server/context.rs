@@ -153,8 +153,9 @@ impl Context {
         }
     }
 
-    /// Publishes a message to the subscribers of this node and of the others.
-    pub fn publish(self, command: &CStr, channel: &[u8], message: &[u8]) {
+    /// Publishes a message to the subscribers of this node and of the others. False where the
+    /// server refuses: in sharded mode, while the slot is not ours yet.
+    pub fn publish(self, command: &CStr, channel: &[u8], message: &[u8]) -> bool {
         // SAFETY: the format names two buffers with their lengths, which live through the call;
         // the reply is freed.
         unsafe {
@@ -167,7 +168,7 @@ impl Context {
                 message.as_ptr(),
                 message.len()
             ));
-            free_reply(reply);
+            free_reply(reply)
         }
     }
 

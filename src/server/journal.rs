@@ -105,12 +105,13 @@ impl Journal {
             ChannelMode::Global => c"PUBLISH",
             ChannelMode::Sharded => c"SPUBLISH",
         };
-        let mut start = 0;
+        let (mut start, mut published) = (0, 0);
         for end in &self.ends {
-            ctx.publish(command, &channel, self.events.get(start..*end).unwrap_or_default());
+            let event = self.events.get(start..*end).unwrap_or_default();
+            published += u64::from(ctx.publish(command, &channel, event));
             start = *end;
         }
-        stats::EVENTS.add(self.ends.len() as u64);
+        stats::EVENTS.add(published);
     }
 }
 

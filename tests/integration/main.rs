@@ -5,6 +5,7 @@
 mod harness;
 
 mod bad_input;
+mod cluster;
 mod commands;
 mod docs;
 mod events;
