@@ -767,6 +767,8 @@ fn eviction_while_the_sweep_runs() {
                 let set = args!["SET", format!("k{s}"), vec![b'x'; 2000], "PX", 500_000 + s];
                 if let Err(e) = c.try_cmd(set) {
                     assert!(e.starts_with("OOM "), "{e}");
+                    let keys = c.info("keyspace").remove("db0").unwrap_or_default();
+                    assert!(keys.contains("expires=0"), "{e}, but something could go: {keys}");
                 }
             }
             let ttl = if rng.random_bool(0.5) { rng.random_range(1..100) } else { 60_000 };
