@@ -757,7 +757,7 @@ fn rounds(seed: u64, config: &[(&str, &str)], rounds: usize, time: Duration, dro
                 assert!(!failed.load(SeqCst), "a client failed");
                 // In two rounds of three the server now and then looks away for a moment, and then finds many commands
                 // at once: "at once" in earnest, and far less work for all.
-                if round % 3 > 0 {
+                if !round.is_multiple_of(3) {
                     log.conn.ok("DEBUG SLEEP 0.006");
                 }
                 settled.load(SeqCst) == CLIENTS
