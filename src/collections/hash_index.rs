@@ -1,10 +1,13 @@
-//! From a hash to a slab number, growing by one small table at a time.
+//! From a hash to a number, growing by one small table at a time, and in the order of the hashes.
 //!
 //! Linear hashing (Litwin 1980) over small hash tables: as the index fills, one table after the
 //! other is split in two; as it empties, they are merged again. An insertion moves the entries of
 //! one table, some hundreds, however many the index holds.
+//!
+//! A table has all hashes between two, told by their leading bits, and keeps them in order: so who
+//! walks along the hashes meets whatever is there throughout once, although tables come and go.
 
-use hashbrown::HashTable;
+use super::line_table::LineTable;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::LazyLock;
 
@@ -12,6 +15,8 @@ use std::sync::LazyLock;
 const SPLIT_ABOVE: usize = 448;
 /// Entries a table before the index is left with one less.
 const MERGE_BELOW: usize = 96;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Keyed by a secret of the process: names come from clients, who must not be able to choose
 /// names that collide.
@@ -30,8 +35,12 @@ pub fn hash_of(first: &[u8], second: &[u8]) -> u64 {
 /// Numbers, each filed under the hash of something the owner can compare.
 #[derive(Clone, Default)]
 pub struct HashIndex {
-    tables: Vec<HashTable<u32>>,
+    /// The first table is here, so that an index of one is one step away.
+    first: LineTable,
+    rest: Vec<LineTable>,
     len: usize,
+    /// Cache lines of all tables.
+    lines: usize,
 }
 
 impl HashIndex {
@@ -39,36 +48,67 @@ impl HashIndex {
         self.len
     }
 
-    /// Which table a hash belongs to. With n tables, 2^k <= n < 2^(k+1): those below n - 2^k have
-    /// been split already and tell by one bit more. The table's own hashing uses the top and the
-    /// bottom bits, so the choice is taken from the middle.
-    fn table_of(&self, hash: u64) -> usize {
-        let tables = self.tables.len().max(1);
-        let low = tables.next_power_of_two() >> usize::from(!tables.is_power_of_two());
-        let bits = (hash >> 24) as usize;
-        let wide = bits & (low * 2 - 1);
-        if wide < tables {
-            wide
+    fn tables(&self) -> usize {
+        1 + self.rest.len()
+    }
+
+    fn table(&self, at: usize) -> Option<&LineTable> {
+        if at == 0 {
+            Some(&self.first)
         } else {
-            bits & (low - 1)
+            self.rest.get(at - 1)
         }
     }
 
-    pub fn find(&self, hash: u64, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
-        self.tables.get(self.table_of(hash))?.find(hash, |id| is(*id)).copied()
+    fn table_mut(&mut self, at: usize) -> Option<&mut LineTable> {
+        if at == 0 {
+            Some(&mut self.first)
+        } else {
+            self.rest.get_mut(at - 1)
+        }
+    }
+
+    /// The largest power of two that is not above the number of tables.
+    fn low(&self) -> usize {
+        let tables = self.tables();
+        tables.next_power_of_two() >> usize::from(!tables.is_power_of_two())
+    }
+
+    /// Which table a hash belongs to, and how many leading bits tell that. With n tables,
+    /// 2^k <= n < 2^(k+1): those below n - 2^k have been split already and tell by one bit more.
+    /// The first bit counts least, so that splitting a table appends one.
+    fn table_of(&self, hash: u64) -> (usize, u32) {
+        let low = self.low();
+        let bits = hash.reverse_bits() as usize;
+        let at = bits & (low - 1);
+        if at + low < self.tables() {
+            (bits & (low * 2 - 1), low.trailing_zeros() + 1)
+        } else {
+            (at, low.trailing_zeros())
+        }
+    }
+
+    pub fn find(&self, hash: u64, is: impl FnMut(u32) -> bool) -> Option<u32> {
+        let (at, skip) = self.table_of(hash);
+        self.table(at)?.find(hash, skip, is)
     }
 
     /// Files `id`, which must not be there yet. `hash_again` gives the hash of any filed number.
     pub fn insert(&mut self, hash: u64, id: u32, hash_again: impl Fn(u32) -> u64) {
-        if self.tables.is_empty() {
-            self.tables.push(HashTable::new());
-        } else if self.len >= self.tables.len() * SPLIT_ABOVE {
+        if self.len >= self.tables() * SPLIT_ABOVE {
             self.split(&hash_again);
         }
-        let at = self.table_of(hash);
-        if let Some(table) = self.tables.get_mut(at) {
-            table.insert_unique(hash, id, |other| hash_again(*other));
-            self.len += 1;
+        self.file(hash, id, &hash_again);
+        self.len += 1;
+    }
+
+    fn file(&mut self, hash: u64, id: u32, hash_again: &impl Fn(u32) -> u64) {
+        let (at, skip) = self.table_of(hash);
+        if let Some(table) = self.table_mut(at) {
+            let before = table.lines();
+            table.insert(hash, skip, id, hash_again);
+            let after = table.lines();
+            self.lines = self.lines + after - before;
         }
     }
 
@@ -76,16 +116,19 @@ impl HashIndex {
     pub fn remove(
         &mut self,
         hash: u64,
-        mut is: impl FnMut(u32) -> bool,
+        is: impl FnMut(u32) -> bool,
         hash_again: impl Fn(u32) -> u64,
     ) -> Option<u32> {
-        let at = self.table_of(hash);
-        let table = self.tables.get_mut(at)?;
-        let (id, _) = table.find_entry(hash, |id| is(*id)).ok()?.remove();
+        let (at, skip) = self.table_of(hash);
+        let table = self.table_mut(at)?;
+        let before = table.lines();
+        let id = table.remove(hash, skip, is, &hash_again)?;
+        let after = table.lines();
+        self.lines = self.lines + after - before;
         self.len -= 1;
         if self.len == 0 {
-            self.tables = Vec::new();
-        } else if self.tables.len() > 1 && self.len < self.tables.len() * MERGE_BELOW {
+            *self = HashIndex::default();
+        } else if self.tables() > 1 && self.len < self.tables() * MERGE_BELOW {
             self.merge(&hash_again);
         }
         Some(id)
@@ -93,49 +136,63 @@ impl HashIndex {
 
     /// Replaces one filed number by another of the same hash.
     pub fn replace(&mut self, hash: u64, old: u32, new: u32) {
-        let at = self.table_of(hash);
-        if let Some(entry) =
-            self.tables.get_mut(at).and_then(|table| table.find_mut(hash, |id| *id == old))
-        {
-            *entry = new;
+        let (at, skip) = self.table_of(hash);
+        if let Some(table) = self.table_mut(at) {
+            table.replace(hash, skip, old, new);
         }
     }
 
     fn split(&mut self, hash_again: &impl Fn(u32) -> u64) {
-        let tables = self.tables.len();
-        let low = tables.next_power_of_two() >> usize::from(!tables.is_power_of_two());
-        let source = tables - low;
-        self.tables.push(HashTable::new());
-        let Some(old) = self.tables.get_mut(source).map(std::mem::take) else { return };
-        for id in old {
-            self.file(hash_again(id), id, hash_again);
-        }
+        let source = self.tables() - self.low();
+        self.rest.push(LineTable::default());
+        let Some(old) = self.table_mut(source).map(std::mem::take) else { return };
+        self.file_all(&old, hash_again);
     }
 
     fn merge(&mut self, hash_again: &impl Fn(u32) -> u64) {
-        let Some(last) = self.tables.pop() else { return };
-        for id in last {
+        let Some(last) = self.rest.pop() else { return };
+        let into = self.tables() - self.low();
+        let Some(first) = self.table_mut(into).map(std::mem::take) else { return };
+        self.file_all(&first, hash_again);
+        self.file_all(&last, hash_again);
+        self.rest.shrink_to(self.rest.len() * 2);
+    }
+
+    /// Files anew what a table had that is not part of the index any more.
+    fn file_all(&mut self, old: &LineTable, hash_again: &impl Fn(u32) -> u64) {
+        self.lines -= old.lines();
+        for id in old.ids() {
             self.file(hash_again(id), id, hash_again);
         }
-        // The table that was merged into keeps its room; the others are as full as before.
-        self.tables.shrink_to(self.tables.len() * 2);
     }
 
-    fn file(&mut self, hash: u64, id: u32, hash_again: &impl Fn(u32) -> u64) {
-        let at = self.table_of(hash);
-        if let Some(table) = self.tables.get_mut(at) {
-            table.insert_unique(hash, id, |other| hash_again(*other));
-        }
-    }
-
-    /// Bytes on the heap, estimated from the number of entries: the tables are not walked.
-    pub fn heap_bytes(&self) -> usize {
-        let slots = match self.tables.as_slice() {
-            [] => 0,
-            [only] => only.num_buckets() * 5 + 16,
-            tables => tables.len() * (self.len / tables.len() * 8 / 7).next_power_of_two() * 5,
+    /// What is filed under the next hashes from `from` on, with its hash, in order: some entries,
+    /// or none where nothing is near. And from where to go on; none at the end.
+    pub fn next(
+        &self,
+        from: u64,
+        hash_again: impl Fn(u32) -> u64,
+    ) -> (Vec<(u64, u32)>, Option<u64>) {
+        let (at, skip) = self.table_of(from);
+        let Some(table) = self.table(at) else { return (Vec::new(), None) };
+        let begin = (at as u64).reverse_bits();
+        let (ids, next_line) = table.line_of(from, skip);
+        let next = match next_line {
+            Some(offset) => Some(begin + offset),
+            None if skip == 0 => None,
+            None => begin.checked_add(1 << (64 - skip)),
         };
-        slots + self.tables.capacity() * size_of::<HashTable<u32>>()
+        let mut found: Vec<(u64, u32)> = ids
+            .map(|id| (hash_again(id), id))
+            .filter(|(hash, _)| *hash >= from && next.is_none_or(|next| *hash < next))
+            .collect();
+        found.sort_unstable();
+        (found, next)
+    }
+
+    /// Bytes on the heap, in constant time.
+    pub fn heap_bytes(&self) -> usize {
+        self.lines * LINE + self.rest.capacity() * size_of::<LineTable>()
     }
 }
 
@@ -147,6 +204,17 @@ mod tests {
 
     fn hash(id: u32) -> u64 {
         hash_of(&id.to_le_bytes(), b"")
+    }
+
+    fn walk(index: &HashIndex, from: u64) -> Vec<(u64, u32)> {
+        let (mut all, mut from) = (Vec::new(), Some(from));
+        while let Some(start) = from {
+            let (some, next) = index.next(start, hash);
+            assert!(next.is_none_or(|next| next > start));
+            all.extend(some);
+            from = next;
+        }
+        all
     }
 
     #[test]
@@ -181,7 +249,15 @@ mod tests {
                 for id in model.keys() {
                     prop_assert_eq!(index.find(hash(*id), |other| other == *id), Some(*id));
                 }
-                prop_assert!(index.tables.iter().all(|table| table.len() < SPLIT_ABOVE * 4));
+                let mut by_hash: Vec<(u64, u32)> = model.keys().map(|id| (hash(*id), *id)).collect();
+                by_hash.sort_unstable();
+                prop_assert_eq!(walk(&index, 0), &by_hash[..]);
+                let middle = by_hash.len() / 2;
+                let from = by_hash.get(middle).map_or(u64::MAX, |(hash, _)| *hash);
+                prop_assert_eq!(walk(&index, from), &by_hash[middle..]);
+                let lines = index.first.lines() + index.rest.iter().map(LineTable::lines).sum::<usize>();
+                prop_assert_eq!(index.lines, lines);
+                prop_assert!(index.rest.iter().all(|table| table.len() < SPLIT_ABOVE * 4));
             }
         }
     }

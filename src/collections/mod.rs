@@ -8,10 +8,13 @@
 //! * [`HashIndex`]: from a hash to such a number,
 //! * [`DueHeap`]: such numbers ordered by a moment in time.
 
+mod blocks;
 mod due_heap;
 mod hash_index;
+mod line_table;
 mod slab;
 
+pub use blocks::Blocks;
 pub use due_heap::{DueHeap, Positions};
 pub use hash_index::{hash_of, HashIndex};
 pub use slab::Slab;

@@ -1,17 +1,16 @@
 //! `PRESENCE.SPACE`: who is here, at once or page by page.
 
 use super::{parse, view};
+use crate::collections::hash_of;
 use crate::server::args::set_once;
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
+use crate::server::context::Context;
 use crate::server::error::{Error, Outcome};
-use crate::space;
+use crate::space::User;
+use std::sync::LazyLock;
 
 pub struct Space;
-
-/// A page passes over so many places for each member that it may return: in a space that most
-/// have left, a page may come back with fewer members than asked for.
-const PLACES_A_MEMBER: usize = 32;
 
 impl Command for Space {
     const SPEC: Spec = Spec {
@@ -53,16 +52,16 @@ impl Command for Space {
             }
         }
         let space = call.read(name)?;
-        let mark = space.as_ref().map_or(0, |space| space.mark());
-        let from = cursor.and_then(|cursor| place_of(mark, cursor)).unwrap_or(0);
+        let from = cursor.and_then(place_of).unwrap_or(0);
         let ctx = call.ctx;
         let id = space.as_ref().map_or((0, 0), |space| space.last_id());
         let (users, sessions) = space.as_ref().map_or((0, 0), |space| space.counts(call.now));
-        // Where the page ends is known before its members are sent, so that the cursor can come
-        // first, as the contract has it.
-        let end = match (&space, count) {
-            (Some(space), Some(count)) => end_of_page(space, from, count, call.now),
-            _ => None,
+        let is_page = count.is_some() || from > 0;
+        // A page is gathered before its members are sent, so that the cursor can come first, as
+        // the contract has it.
+        let (page, next) = match space.as_ref().filter(|_| is_page) {
+            Some(space) => space.page(from, count.unwrap_or(usize::MAX), call.now),
+            None => (Vec::new(), None),
         };
         ctx.reply_map(5);
         ctx.reply_bulk(b"id");
@@ -72,54 +71,40 @@ impl Command for Space {
         ctx.reply_bulk(b"sessions");
         ctx.reply_count(sessions);
         ctx.reply_bulk(b"cursor");
-        ctx.reply_bulk(end.map_or(0, |end| cursor_of(mark, end)).to_string().as_bytes());
+        ctx.reply_bulk(next.map_or(0, cursor_of).to_string().as_bytes());
         ctx.reply_bulk(b"members");
+        let whole = space.as_ref().filter(|_| !is_page).map(|space| space.users(call.now));
         ctx.reply_array_of(|| {
-            let places = space.as_ref().map(|space| space.walk(from, call.now));
-            let places = places.into_iter().flatten();
-            let mut members = 0;
-            for (_, user) in places.take_while(|(place, _)| end.is_none_or(|end| *place < end)) {
-                let Some(user) = user else { continue };
-                members += 1;
-                if with_sessions.is_none() {
-                    ctx.reply_bulk(user.name());
-                } else {
-                    ctx.reply_map(2);
-                    ctx.reply_bulk(b"user");
-                    ctx.reply_bulk(user.name());
-                    ctx.reply_bulk(b"sessions");
-                    view::reply_sessions(ctx, &user);
-                }
-            }
-            members
+            let members = page.into_iter().chain(whole.into_iter().flatten());
+            members.map(|user| reply_member(ctx, &user, with_sessions.is_some())).count()
         });
         Ok(())
     }
 }
 
-/// The place at which the next page begins, or none where this one is the last.
-fn end_of_page(space: &space::Space, from: u32, count: usize, now: u64) -> Option<u32> {
-    let mut members = 0;
-    let furthest = (from as usize).saturating_add(count.saturating_mul(PLACES_A_MEMBER));
-    for (place, user) in space.walk(from, now) {
-        if members == count || (place as usize) > furthest {
-            return Some(place);
-        }
-        members += usize::from(user.is_some());
+fn reply_member(ctx: Context, user: &User<'_>, with_sessions: bool) {
+    if !with_sessions {
+        ctx.reply_bulk(user.name());
+        return;
     }
-    None
+    ctx.reply_map(2);
+    ctx.reply_bulk(b"user");
+    ctx.reply_bulk(user.name());
+    ctx.reply_bulk(b"sessions");
+    view::reply_sessions(ctx, user);
 }
 
-/// Places are those of one value in one process: loaded again, or on another node, the same users
-/// have others. A cursor carries 20 bits of the value's mark, and one of another mark begins anew:
-/// so a listing that is interrupted by a restart repeats members, but misses none. In all it has
-/// 52 bits, which every client can hold as a number.
-fn cursor_of(mark: u32, place: u32) -> u64 {
-    u64::from(mark & 0xf_ffff) << 32 | u64::from(place)
+/// Places are those of one process: loaded again, or on another node, the same users have others.
+/// A cursor carries 20 bits that tell the process, and one of another process begins anew: so a
+/// listing that is interrupted by a restart repeats members, but misses none. In all it has 52
+/// bits, which every client can hold as a number.
+fn cursor_of(place: u32) -> u64 {
+    static PROCESS: LazyLock<u64> = LazyLock::new(|| hash_of(b"cursor", b"") & 0xf_ffff);
+    *PROCESS << 32 | u64::from(place)
 }
 
-fn place_of(mark: u32, cursor: u64) -> Option<u32> {
-    u32::try_from(cursor ^ cursor_of(mark, 0)).ok()
+fn place_of(cursor: u64) -> Option<u32> {
+    u32::try_from(cursor ^ cursor_of(0)).ok()
 }
 
 #[cfg(test)]
@@ -127,9 +112,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_is_good_for_its_mark_only() {
-        assert_eq!(place_of(0x1234_5678, cursor_of(0x1234_5678, 7)), Some(7));
-        assert_eq!(place_of(0x1234_5679, cursor_of(0x1234_5678, 7)), None);
-        assert!(cursor_of(u32::MAX, u32::MAX) < 1 << 53);
+    fn a_cursor_is_good_for_its_process_only() {
+        assert_eq!(place_of(cursor_of(7)), Some(7));
+        assert_eq!(place_of(cursor_of(7) ^ 1 << 40), None);
+        assert!(cursor_of(u32::MAX) < 1 << 53);
     }
 }

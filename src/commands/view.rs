@@ -11,7 +11,7 @@ pub fn reply_sessions(ctx: Context, user: &User<'_>) {
     }
 }
 
-fn reply_session(ctx: Context, session: &Record) {
+fn reply_session(ctx: Context, session: Record<'_>) {
     ctx.reply_map(4);
     ctx.reply_bulk(b"session");
     ctx.reply_bulk(session.session());

@@ -38,11 +38,20 @@ impl<'a> Arg<'a> {
 pub struct Args<'a> {
     args: &'a [Arg<'a>],
     next: usize,
+    /// The bytes of the next one, which is compared with several words as a rule.
+    head: Option<&'a [u8]>,
 }
 
 impl<'a> Args<'a> {
     pub fn new(args: &'a [Arg<'a>]) -> Self {
-        Args { args, next: 1 }
+        let mut args = Args { args, next: 0, head: None };
+        args.advance();
+        args
+    }
+
+    fn advance(&mut self) {
+        self.next += 1;
+        self.head = self.args.get(self.next).map(|arg| arg.bytes());
     }
 
     /// How many are left.
@@ -56,18 +65,23 @@ impl<'a> Args<'a> {
     }
 
     fn next_arg(&mut self) -> Option<Arg<'a>> {
-        let arg = self.args.get(self.next)?;
-        self.next += 1;
-        Some(*arg)
+        let arg = *self.args.get(self.next)?;
+        self.advance();
+        Some(arg)
     }
 
     /// The next argument's bytes.
     pub fn next(&mut self) -> Option<&'a [u8]> {
-        self.next_arg().map(Arg::bytes)
+        let head = self.head?;
+        self.advance();
+        Some(head)
     }
 
     /// The argument so many places ahead, which stays there; 0 is the next.
     pub fn peek(&self, ahead: usize) -> Option<&'a [u8]> {
+        if ahead == 0 {
+            return self.head;
+        }
         self.args.get(self.next + ahead).map(|arg| arg.bytes())
     }
 
@@ -75,7 +89,7 @@ impl<'a> Args<'a> {
     pub fn take_word(&mut self, word: &str) -> bool {
         let is_it = self.peek(0).is_some_and(|arg| arg.eq_ignore_ascii_case(word.as_bytes()));
         if is_it {
-            self.next += 1;
+            self.advance();
         }
         is_it
     }

@@ -72,6 +72,17 @@ impl Context {
         self.flags() & replaying != 0
     }
 
+    /// Whether the server has others than itself to think of when it replicates, as far as it says:
+    /// it is a replica or part of a cluster, has an AOF, loads, or has forked.
+    pub fn may_have_listeners(self) -> bool {
+        let listening = raw::REDISMODULE_CTX_FLAGS_CLUSTER
+            | raw::REDISMODULE_CTX_FLAGS_AOF
+            | raw::REDISMODULE_CTX_FLAGS_LOADING
+            | raw::REDISMODULE_CTX_FLAGS_ACTIVE_CHILD;
+        let flags = self.flags();
+        flags & listening != 0 || flags & raw::REDISMODULE_CTX_FLAGS_MASTER == 0
+    }
+
     /// Whether the client cannot wait: it is in MULTI or a script.
     pub fn may_not_block(self) -> bool {
         let denied = raw::REDISMODULE_CTX_FLAGS_DENY_BLOCKING

@@ -2,7 +2,7 @@
 
 use super::args::Arg;
 use super::context::Context;
-use super::{agenda, key, settings, sweep, waiters};
+use super::{agenda, key, listeners, settings, sweep, waiters};
 use redis_module::raw;
 use std::ffi::{c_char, c_int, c_void, CStr};
 
@@ -107,6 +107,7 @@ unsafe extern "C" fn on_role(
     subevent: u64,
     _: *mut c_void,
 ) {
+    listeners::may_come();
     if subevent == raw::REDISMODULE_EVENT_REPLROLECHANGED_NOW_MASTER {
         begin_to_decide(Context::from_raw(ctx));
     } else {
@@ -121,6 +122,7 @@ unsafe extern "C" fn on_loading(
     _: *mut c_void,
 ) {
     let ctx = Context::from_raw(ctx);
+    listeners::may_come();
     if subevent == raw::REDISMODULE_SUBEVENT_LOADING_ENDED {
         if ctx.is_primary() {
             begin_to_decide(ctx);

@@ -9,6 +9,7 @@ use super::settings::{self, ChannelMode};
 use super::stats;
 use crate::codec;
 use crate::space::{Effect, Gone, Kind, Reason, Retention, Sink};
+use std::cell::Cell;
 use std::ffi::CStr;
 
 /// The command by which effects travel.
@@ -17,9 +18,19 @@ pub const APPLY: &CStr = c"PRESENCE._APPLY";
 /// So many sessions are freed at once without being felt; more are freed in the background.
 const FREED_HERE: usize = 1000;
 
+/// A batch that took no more than this keeps its memory for the next one.
+const SPARE_BYTES: usize = 4096;
+
+thread_local! {
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 /// What happened to one space in one go.
 pub struct Journal {
     batch: Vec<u8>,
+    /// Whether nothing is in the batch but leases, the earliest of which ends then.
+    only_leases: bool,
+    earliest_lease: u64,
     /// So much of the batch is not worth handing on by itself: that the space begins, or was
     /// granted a grace.
     preface: usize,
@@ -37,11 +48,13 @@ pub struct Journal {
 impl Journal {
     /// For changes that are decided here.
     pub fn new(retention: Retention, held_for: u64) -> Self {
-        let mut batch = Vec::with_capacity(96);
+        let mut batch = SPARE.take();
         codec::begin(&mut batch);
         let preface = batch.len();
         Journal {
             batch,
+            only_leases: true,
+            earliest_lease: u64::MAX,
             preface,
             retention,
             keep_told: false,
@@ -54,7 +67,9 @@ impl Journal {
 
     /// For effects that were decided elsewhere or earlier.
     pub fn replay() -> Self {
-        Journal { replaying: true, ..Journal::new(Retention { length: 0, ttl: 0 }, 0) }
+        let mut journal = Journal::new(Retention { length: 0, ttl: 0 }, 0);
+        journal.replaying = true;
+        journal
     }
 
     /// Says that what has been told so far must be handed on, but only with something else.
@@ -80,6 +95,16 @@ impl Journal {
     /// Whether a reader could see that something happened, other than that leases were renewed.
     pub fn has_events(&self) -> bool {
         !self.ends.is_empty()
+    }
+
+    /// Whether all that happened is that leases were given.
+    pub fn is_renewal(&self) -> bool {
+        self.only_leases && !self.replaying && self.ends.is_empty()
+    }
+
+    /// The end of the lease that ends first, of those that were given.
+    pub fn earliest_lease(&self) -> u64 {
+        self.earliest_lease
     }
 
     pub fn is_replaying(&self) -> bool {
@@ -125,8 +150,12 @@ impl Sink for Journal {
             codec::encode(&mut self.batch, &Effect::Keep { length, ttl });
             self.keep_told = true;
         }
-        if matches!(effect, Effect::Lease { lingering: false, .. }) {
-            stats::RENEWALS.add(1);
+        match effect {
+            Effect::Lease { lease, lingering, .. } => {
+                self.earliest_lease = self.earliest_lease.min(*lease);
+                stats::RENEWALS.add(u64::from(!lingering));
+            }
+            _ => self.only_leases = false,
         }
         codec::encode(&mut self.batch, effect);
     }
@@ -159,6 +188,14 @@ impl Sink for Journal {
     fn lapsed(&mut self, ms_ago: u64) {
         if !self.replaying {
             stats::LAGS.note(ms_ago.min(self.held_for));
+        }
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        if self.batch.capacity() <= SPARE_BYTES {
+            SPARE.set(std::mem::take(&mut self.batch));
         }
     }
 }

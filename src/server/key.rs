@@ -6,6 +6,7 @@ use super::context::Context;
 use super::datatype;
 use super::error::Error;
 use super::journal::{self, Journal};
+use super::listeners;
 use super::settings;
 use super::stats::{self, Size};
 use super::sweep;
@@ -14,10 +15,7 @@ use crate::space::{Silent, Sink, Space};
 use redis_module::raw;
 use std::cell::Cell;
 use std::ffi::c_int;
-use std::hash::{BuildHasher, RandomState};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::LazyLock;
 
 /// The value of a key: a space and what this process keeps about it.
 pub struct Held {
@@ -29,8 +27,6 @@ pub struct Held {
     /// Under which moment the agenda has it, if it has.
     scheduled: Option<u64>,
     counted: Size,
-    /// Tells this value from others: the places of its members are its own.
-    mark: u32,
     /// When this process got it (unix ms).
     since: u64,
 }
@@ -53,14 +49,6 @@ pub fn withdraw_grace() {
     GRACE.set((GRACE.get().0.wrapping_add(1), 0));
 }
 
-/// A number that no other value of this process has had lately, and that in another process is
-/// most probably another.
-fn next_mark() -> u32 {
-    static FIRST: LazyLock<u32> = LazyLock::new(|| RandomState::new().hash_one(0) as u32);
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    FIRST.wrapping_add(NEXT.fetch_add(1, Relaxed))
-}
-
 /// Unix time (ms).
 pub fn server_time() -> u64 {
     // SAFETY: takes nothing, and may be called at any time.
@@ -76,7 +64,6 @@ impl Held {
             grace_untold: None,
             scheduled: None,
             counted: Size::default(),
-            mark: next_mark(),
             since: server_time(),
         };
         held.count();
@@ -121,6 +108,11 @@ impl Held {
         if self.scheduled.is_none_or(|scheduled| due < scheduled) {
             self.schedule_at(db, name, due);
         }
+    }
+
+    /// Whether the agenda must be told of a lease that ends at this moment.
+    fn may_be_due_before(&self, lease: u64) -> bool {
+        self.scheduled.is_none_or(|scheduled| lease < scheduled)
     }
 
     fn schedule_at(&mut self, db: i32, name: &[u8], due: u64) {
@@ -195,12 +187,6 @@ impl SpaceRef {
         let is_over = value.space.is_over(ctx.now());
         Ok((!is_over).then_some(SpaceRef { held, _key: key }))
     }
-
-    /// Tells this space's places from those of other spaces, and of itself in another life.
-    pub fn mark(&self) -> u32 {
-        // SAFETY: as in `deref`.
-        unsafe { self.held.as_ref() }.mark
-    }
 }
 
 impl std::ops::Deref for SpaceRef {
@@ -252,7 +238,7 @@ impl<'a> SpaceKey<'a> {
 
     pub fn open_or_create(ctx: Context, name: Arg<'a>, now: u64) -> Result<Self, Error> {
         if let Some(mut there) = Self::open(ctx, name, now)? {
-            if ctx.is_replaying() || !there.space().is_over(now) {
+            if !there.space().is_over(now) || ctx.is_replaying() {
                 return Ok(there);
             }
             // It was closed, and the time is over: what is created is another space.
@@ -313,7 +299,7 @@ impl<'a> SpaceKey<'a> {
             return false;
         }
         self.store();
-        if journal.is_replaying() {
+        if journal.is_replaying() || (journal.is_renewal() && listeners::are_none()) {
             self.ctx.replicate_verbatim();
         } else if journal.has_effects() {
             self.held().grace_untold = None;
@@ -329,8 +315,10 @@ impl<'a> SpaceKey<'a> {
             self.ctx.signal_modified(name);
             waiters::wake(db, name.bytes());
         }
-        self.held().schedule(db, name.bytes());
-        sweep::arm(self.ctx, self.now);
+        if !journal.is_renewal() || self.held().may_be_due_before(journal.earliest_lease()) {
+            self.held().schedule(db, name.bytes());
+            sweep::arm(self.ctx, self.now);
+        }
         changed
     }
 

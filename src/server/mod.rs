@@ -37,6 +37,7 @@ pub mod events;
 pub mod info;
 pub mod journal;
 pub mod key;
+pub mod listeners;
 pub mod load;
 pub mod settings;
 pub mod stats;

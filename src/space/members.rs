@@ -1,40 +1,36 @@
 //! Who is in a space: the sessions, found by name and ordered by lease.
 //!
-//! * `slots` holds the sessions. The first session of a user takes a slot that stays the user's
-//!   **anchor** for as long as the user is online: when that session ends before the user's
-//!   others, one of them moves into the anchor. So a walk over the slots that stops and goes on
-//!   later meets everybody who was there throughout exactly once, at the anchor.
-//! * A user with several sessions has a **group** that lists their slots, the anchor first, and
-//!   remembers when the user came online. It stays until the user leaves.
+//! * `blocks` holds the sessions, a [`Record`] each. The number of a session can change whenever
+//!   another one ends or metadata changes, and nobody keeps it for longer than that.
+//! * A user with several sessions has a **group** that lists them and remembers when the user came
+//!   online. It stays until the user leaves. The first of the list, or the only session of a user
+//!   without a group, is the user's **anchor**.
 //! * `by_user` finds anchors; `by_session` finds the sessions of users that have a group.
 //! * `leases` is the order by lease. A renewal writes the lease into the record and leaves the
 //!   order alone: an entry is filed at the session's lease *or earlier*. What comes up too early
 //!   is filed again under the lease that it has by then.
 //!
-//! A space of a few sessions has no indexes; its slots are looked through.
+//! A space of a few sessions has no indexes; its sessions are looked through.
+//!
+//! A user's **place** comes from the hash of the name, so it is the same for as long as the
+//! process runs: a walk over the places that stops and goes on later meets everybody who was there
+//! throughout exactly once.
 
-use super::record::Record;
-use super::Timestamp;
-use crate::collections::{hash_of, DueHeap, HashIndex, Positions, Slab};
+use super::record::{Packed, Record, RecordMut, NONE};
+use super::{Text, Timestamp};
+use crate::collections::{hash_of, Blocks, DueHeap, HashIndex, Positions, Slab};
 
 /// Up to so many sessions a look through all of them is as quick as an index and costs nothing.
 const FEW: usize = 8;
-const NONE: u32 = u32::MAX;
-
-#[derive(Clone)]
-struct Slot {
-    record: Record,
-    /// The user's group, or `NONE`.
-    group: u32,
-    /// Where in the order by lease; without meaning while there is no order.
-    filed: u32,
-}
+/// A page passes over so many users whose leases are over for each that it may return: in a space
+/// that most have left, a page may come back with fewer members than asked for.
+const LOOKS_A_MEMBER: usize = 32;
 
 #[derive(Clone)]
 struct Group {
     joined_at: Timestamp,
-    /// The slots of the user's sessions, oldest first but for the anchor, which is always first.
-    slots: Vec<u32>,
+    /// The user's sessions, oldest first; the first is the anchor.
+    sessions: Vec<u32>,
 }
 
 #[derive(Clone, Default)]
@@ -47,56 +43,63 @@ struct Indexes {
 /// The sessions of one space.
 #[derive(Clone, Default)]
 pub struct Members {
-    slots: Slab<Slot>,
+    blocks: Blocks,
     groups: Option<Box<Slab<Group>>>,
     indexes: Option<Box<Indexes>>,
     users: usize,
-    /// Bytes of all records on the heap.
-    record_bytes: usize,
 }
 
-impl Positions for Slab<Slot> {
+impl Positions for Blocks {
     fn moved(&mut self, id: u32, position: u32) {
-        if let Some(slot) = self.get_mut(id) {
-            slot.filed = position;
+        if let Some(block) = self.get_mut(id) {
+            RecordMut::of(block).set_filed(position);
         }
     }
 }
 
-fn user_hash(slots: &Slab<Slot>, id: u32) -> u64 {
-    slots.get(id).map_or(0, |slot| hash_of(slot.record.user(), b""))
+fn record(blocks: &Blocks, id: u32) -> Option<Record<'_>> {
+    blocks.get(id).map(Record::of)
 }
 
-fn session_hash(slots: &Slab<Slot>, id: u32) -> u64 {
-    slots.get(id).map_or(0, |slot| hash_of(slot.record.user(), slot.record.session()))
+fn user_hash(blocks: &Blocks, id: u32) -> u64 {
+    record(blocks, id).map_or(0, |record| hash_of(record.user(), b""))
+}
+
+fn session_hash(blocks: &Blocks, id: u32) -> u64 {
+    record(blocks, id).map_or(0, |record| hash_of(record.user(), record.session()))
+}
+
+/// The place of a user in the order of the hashes.
+fn place_of(hash: u64) -> u32 {
+    (hash >> 32) as u32
 }
 
 /// A user as a reader sees it: the sessions that are live.
 pub struct User<'a> {
     members: &'a Members,
-    anchor: &'a Slot,
+    anchor: Record<'a>,
     now: Timestamp,
 }
 
 impl<'a> User<'a> {
     pub fn name(&self) -> &'a [u8] {
-        self.anchor.record.user()
+        self.anchor.user()
     }
 
     /// When the user came online (unix ms).
     pub fn joined_at(&self) -> Timestamp {
-        self.members
-            .group(self.anchor)
-            .map_or(self.anchor.record.joined_at(), |group| group.joined_at)
+        self.members.group(self.anchor).map_or(self.anchor.joined_at(), |group| group.joined_at)
     }
 
     /// The live sessions.
-    pub fn sessions(&self) -> impl Iterator<Item = &'a Record> {
+    pub fn sessions(&self) -> impl Iterator<Item = Record<'a>> {
         let (members, now) = (self.members, self.now);
         let group = members.group(self.anchor);
-        let alone = if group.is_none() { Some(&self.anchor.record) } else { None };
-        let several =
-            group.into_iter().flat_map(|group| &group.slots).filter_map(|id| members.record(*id));
+        let alone = if group.is_none() { Some(self.anchor) } else { None };
+        let several = group
+            .into_iter()
+            .flat_map(|group| &group.sessions)
+            .filter_map(|id| members.record(*id));
         alone.into_iter().chain(several).filter(move |record| record.is_live(now))
     }
 }
@@ -107,267 +110,325 @@ impl Members {
     }
 
     pub fn sessions(&self) -> usize {
-        self.slots.len()
+        self.blocks.len()
     }
 
-    pub fn record(&self, id: u32) -> Option<&Record> {
-        self.slots.get(id).map(|slot| &slot.record)
+    pub fn record(&self, id: u32) -> Option<Record<'_>> {
+        record(&self.blocks, id)
     }
 
-    fn group(&self, slot: &Slot) -> Option<&Group> {
-        self.groups.as_ref()?.get(slot.group)
+    fn group(&self, record: Record<'_>) -> Option<&Group> {
+        self.groups.as_ref()?.get(record.group())
     }
 
-    /// The slot that stands for the user.
+    fn group_mut(&mut self, group: u32) -> Option<&mut Group> {
+        self.groups.as_mut()?.get_mut(group)
+    }
+
+    /// The session that stands for the user.
     pub fn anchor(&self, user: &[u8]) -> Option<u32> {
-        let is_it = |slot: &Slot| slot.record.user() == user;
-        match &self.indexes {
-            Some(indexes) => {
-                indexes.by_user.find(hash_of(user, b""), |id| self.slots.get(id).is_some_and(is_it))
-            }
-            None => {
-                let (id, slot) = self.slots.iter_from(0).find(|(_, slot)| is_it(slot))?;
-                Some(self.group(slot).and_then(|group| group.slots.first().copied()).unwrap_or(id))
-            }
-        }
+        let Some(indexes) = &self.indexes else {
+            let mut blocks = self.blocks.iter().map(|(id, block)| (id, Record::of(block)));
+            let (id, record) = blocks.find(|(_, record)| record.user() == user)?;
+            let first = self.group(record).and_then(|group| group.sessions.first());
+            return Some(first.copied().unwrap_or(id));
+        };
+        indexes.by_user.find(hash_of(user, b""), |id| {
+            self.record(id).is_some_and(|record| record.user() == user)
+        })
     }
 
-    /// The slot of one session.
+    /// One session.
     pub fn find(&self, user: &[u8], session: &[u8]) -> Option<u32> {
-        let is_it = |slot: &Slot| slot.record.session() == session && slot.record.user() == user;
         let Some(indexes) = &self.indexes else {
-            return self.slots.iter_from(0).find(|(_, slot)| is_it(slot)).map(|(id, _)| id);
+            let mut blocks = self.blocks.iter();
+            return blocks.find(|(_, block)| Record::of(block).is(user, session)).map(|(id, _)| id);
         };
         let anchor = self.anchor(user)?;
-        let slot = self.slots.get(anchor)?;
-        if slot.record.session() == session {
+        let record = self.record(anchor)?;
+        if record.session() == session {
             return Some(anchor);
         }
-        if slot.group == NONE {
+        if record.group() == NONE {
             return None;
         }
-        indexes.by_session.find(hash_of(user, session), |id| self.slots.get(id).is_some_and(is_it))
+        indexes.by_session.find(hash_of(user, session), |id| {
+            self.record(id).is_some_and(|record| record.is(user, session))
+        })
     }
 
-    /// The slots of all sessions of the user whose anchor this is, live or not.
-    pub fn sessions_of(&self, anchor: u32) -> Vec<u32> {
-        match self.slots.get(anchor).and_then(|slot| self.group(slot)) {
-            Some(group) => group.slots.clone(),
-            None => vec![anchor],
+    /// How many sessions the user has, live or not.
+    pub fn sessions_of(&self, user: &[u8]) -> usize {
+        let anchor = self.anchor(user).and_then(|anchor| self.record(anchor));
+        anchor.map_or(0, |anchor| self.group(anchor).map_or(1, |group| group.sessions.len()))
+    }
+
+    /// One of the user's sessions by its place among them. Ending it changes the places of those
+    /// behind it only.
+    pub fn nth_session(&self, user: &[u8], n: usize) -> Option<u32> {
+        let anchor = self.anchor(user)?;
+        match self.record(anchor).and_then(|anchor| self.group(anchor)) {
+            Some(group) => group.sessions.get(n).copied(),
+            None => (n == 0).then_some(anchor),
         }
     }
 
-    /// The user at this anchor, or none where the slot is not an anchor or nothing of it is live.
-    fn user_at(&self, id: u32, slot: &'_ Slot, now: Timestamp) -> Option<User<'_>> {
-        let anchor = self.slots.get(id)?;
-        let is_anchor = self.group(slot).is_none_or(|group| group.slots.first() == Some(&id));
+    /// The user who has this anchor, or none where it is not one or nothing of the user is live.
+    fn user_at(&self, id: u32, now: Timestamp) -> Option<User<'_>> {
+        let anchor = self.record(id)?;
+        let is_anchor = self.group(anchor).is_none_or(|group| group.sessions.first() == Some(&id));
         let user = User { members: self, anchor, now };
         (is_anchor && user.sessions().next().is_some()).then_some(user)
     }
 
     /// A user who is online at `now`.
     pub fn user(&self, user: &[u8], now: Timestamp) -> Option<User<'_>> {
-        let id = self.anchor(user)?;
-        self.user_at(id, self.slots.get(id)?, now)
+        self.user_at(self.anchor(user)?, now)
     }
 
-    /// The slots from `from` on, each with the user it is the anchor of, if that user is online.
-    /// Slots that are empty are passed over.
-    pub fn walk(&self, from: u32, now: Timestamp) -> impl Iterator<Item = (u32, Option<User<'_>>)> {
-        self.slots.iter_from(from).map(move |(id, slot)| (id, self.user_at(id, slot, now)))
+    /// Everybody who is online at `now`.
+    pub fn online(&self, now: Timestamp) -> impl Iterator<Item = User<'_>> {
+        self.blocks.iter().filter_map(move |(id, _)| self.user_at(id, now))
+    }
+
+    /// Everybody who is here with their hashes, in the order of these, from one on.
+    fn in_order(&self, from: u64) -> impl Iterator<Item = (u64, u32)> + '_ {
+        let (mut ready, mut next) = (Vec::new(), Some(from));
+        if self.indexes.is_none() {
+            let anchors = self.blocks.iter().filter(|(id, block)| {
+                let group = self.group(Record::of(block));
+                group.is_none_or(|group| group.sessions.first() == Some(id))
+            });
+            let hashed = anchors.map(|(id, _)| (user_hash(&self.blocks, id), id));
+            ready = hashed.filter(|(hash, _)| *hash >= from).collect();
+            ready.sort_unstable();
+            next = None;
+        }
+        let mut ready = ready.into_iter();
+        std::iter::from_fn(move || loop {
+            if let Some(entry) = ready.next() {
+                return Some(entry);
+            }
+            let indexes = self.indexes.as_ref()?;
+            let (more, after) = indexes.by_user.next(next?, |id| user_hash(&self.blocks, id));
+            (ready, next) = (more.into_iter(), after);
+        })
+    }
+
+    /// About `count` of those who are online at `now`, in the order of their places from `from`
+    /// on, and the place to go on at; none where these were the last.
+    pub fn page(&self, from: u32, count: usize, now: Timestamp) -> (Vec<User<'_>>, Option<u32>) {
+        let mut users = Vec::new();
+        let (mut looks, mut last) = (0, None);
+        for (hash, id) in self.in_order(u64::from(from) << 32) {
+            let place = place_of(hash);
+            let is_full = users.len() >= count || looks >= count.saturating_mul(LOOKS_A_MEMBER);
+            // Two users of one place are not parted: the next page would begin with both.
+            if is_full && last.is_some_and(|last| last != place) {
+                return (users, Some(place));
+            }
+            looks += 1;
+            last = Some(place);
+            users.extend(self.user_at(id, now));
+        }
+        (users, None)
     }
 
     /// Every session with the time its user came online; for saving and for digests.
-    pub fn all(&self) -> impl Iterator<Item = (&Record, Timestamp)> {
-        self.slots.iter_from(0).map(|(_, slot)| {
-            let since = self.group(slot).map_or(slot.record.joined_at(), |group| group.joined_at);
-            (&slot.record, since)
+    pub fn all(&self) -> impl Iterator<Item = (Record<'_>, Timestamp)> {
+        self.blocks.iter().map(|(_, block)| {
+            let record = Record::of(block);
+            (record, self.group(record).map_or(record.joined_at(), |group| group.joined_at))
         })
     }
 
     /// Adds a session that is not there yet. `since` is when its user came online, where that is
     /// earlier than anything of the user that is here.
-    pub fn insert(&mut self, record: Record, since: Timestamp) {
-        let anchor = self.anchor(record.user());
-        self.record_bytes += record.heap_bytes();
-        let lease = record.lease();
-        let outlived = since < record.joined_at();
-        let id = self.slots.insert(Slot { record, group: NONE, filed: NONE });
+    pub fn insert(&mut self, new: Record<'_>, since: Timestamp) {
+        let anchor = self.anchor(new.user());
+        let id = self.blocks.insert(new.block(), self.indexes.is_none());
+        self.set_group(id, NONE);
         if anchor.is_none() {
             self.users += 1;
         }
         let mut to_file = [None, None];
-        if anchor.is_some() || outlived {
-            let (group, made) = self.group_of(anchor.unwrap_or(id), since);
+        if anchor.is_some() || since < new.joined_at() {
+            let (number, made) = self.group_of(anchor.unwrap_or(id), since);
             if let Some(anchor) = anchor {
                 to_file[0] = made.then_some(anchor);
-                if let Some(group) = self.groups.as_mut().and_then(|groups| groups.get_mut(group)) {
-                    group.slots.push(id);
+                if let Some(group) = self.group_mut(number) {
+                    group.sessions.push(id);
                 }
             }
-            if let Some(slot) = self.slots.get_mut(id) {
-                slot.group = group;
-            }
+            self.set_group(id, number);
             to_file[1] = Some(id);
         }
         if let Some(indexes) = &mut self.indexes {
-            let slots = &self.slots;
+            let blocks = &self.blocks;
             if anchor.is_none() {
-                indexes.by_user.insert(user_hash(slots, id), id, |other| user_hash(slots, other));
+                let hash = hash_of(new.user(), b"");
+                indexes.by_user.insert(hash, id, |other| user_hash(blocks, other));
             }
             for id in to_file.into_iter().flatten() {
-                indexes
-                    .by_session
-                    .insert(session_hash(slots, id), id, |other| session_hash(slots, other));
+                let hash = session_hash(blocks, id);
+                indexes.by_session.insert(hash, id, |other| session_hash(blocks, other));
             }
-            indexes.leases.push(lease, id, &mut self.slots);
-        } else if self.slots.len() > FEW {
-            self.build_indexes();
+            indexes.leases.push(new.lease(), id, &mut self.blocks);
+        } else if self.blocks.len() > FEW {
+            self.rebuild(Some(Box::default()));
+        }
+    }
+
+    fn set_group(&mut self, id: u32, group: u32) {
+        if let Some(block) = self.blocks.get_mut(id) {
+            RecordMut::of(block).set_group(group);
         }
     }
 
     /// The group of the user whose anchor this is, and whether it had to be made.
     fn group_of(&mut self, anchor: u32, since: Timestamp) -> (u32, bool) {
-        let Some(slot) = self.slots.get_mut(anchor) else { return (NONE, false) };
-        if slot.group != NONE {
-            return (slot.group, false);
+        let Some(block) = self.blocks.get_mut(anchor) else { return (NONE, false) };
+        let mut record = RecordMut::of(block);
+        if record.read().group() != NONE {
+            return (record.read().group(), false);
         }
-        let joined_at = since.min(slot.record.joined_at());
-        slot.group =
-            self.groups.get_or_insert_default().insert(Group { joined_at, slots: vec![anchor] });
-        (slot.group, true)
+        let joined_at = since.min(record.read().joined_at());
+        let group = Group { joined_at, sessions: vec![anchor] };
+        let group = self.groups.get_or_insert_default().insert(group);
+        record.set_group(group);
+        (group, true)
     }
 
-    fn build_indexes(&mut self) {
-        let mut indexes = Box::<Indexes>::default();
-        let ids: Vec<u32> = self.slots.iter_from(0).map(|(id, _)| id).collect();
-        for id in ids {
-            let Some(slot) = self.slots.get(id) else { continue };
-            let lease = slot.record.lease();
-            let slots = &self.slots;
-            let group = self.group(slot);
-            if group.is_none_or(|group| group.slots.first() == Some(&id)) {
-                indexes.by_user.insert(user_hash(slots, id), id, |other| user_hash(slots, other));
-            }
-            if group.is_some() {
-                indexes
-                    .by_session
-                    .insert(session_hash(slots, id), id, |other| session_hash(slots, other));
-            }
-            indexes.leases.push(lease, id, &mut self.slots);
-        }
-        self.indexes = Some(indexes);
-    }
-
-    /// Takes a session out. Its user's other sessions may change their slots.
-    pub fn remove(&mut self, id: u32) -> Option<Record> {
-        let slot = self.slots.get(id)?;
-        let (group, filed) = (slot.group, slot.filed);
-        let user = user_hash(&self.slots, id);
-        let session = session_hash(&self.slots, id);
-        if let Some(indexes) = &mut self.indexes {
-            indexes.leases.remove(filed, &mut self.slots);
-            if group != NONE {
-                let slots = &self.slots;
-                indexes.by_session.remove(
-                    session,
-                    |other| other == id,
-                    |other| session_hash(slots, other),
-                );
-            }
-        }
-        let (was_anchor, heir) = match self.groups.as_mut().and_then(|groups| groups.get_mut(group))
-        {
-            Some(group) => {
-                let was_anchor = group.slots.first() == Some(&id);
-                // From the end: who ends all sessions of a user ends the last first.
-                if let Some(at) = group.slots.iter().rposition(|other| *other == id) {
-                    group.slots.remove(at);
+    /// Begins to use indexes, or ceases to.
+    fn rebuild(&mut self, indexes: Option<Box<Indexes>>) {
+        let old = std::mem::replace(self, Members { indexes, ..Members::default() });
+        for (id, block) in old.blocks.iter() {
+            let anchor = Record::of(block);
+            match old.group(anchor) {
+                None => self.insert(anchor, anchor.joined_at()),
+                Some(group) if group.sessions.first() == Some(&id) => {
+                    for record in group.sessions.iter().filter_map(|id| old.record(*id)) {
+                        self.insert(record, group.joined_at);
+                    }
                 }
-                (was_anchor, group.slots.first().copied())
-            }
-            None => (true, None),
-        };
-        let removed = match (was_anchor, heir) {
-            (true, None) => self.remove_user(id, group, user),
-            (true, Some(heir)) => self.move_into_anchor(heir, id, group),
-            (false, _) => self.slots.remove(id),
-        }?;
-        self.record_bytes -= removed.record.heap_bytes();
-        if self.slots.len() * 4 < FEW {
-            self.indexes = None;
-        }
-        Some(removed.record)
-    }
-
-    /// The last session of a user goes, and the user with it.
-    fn remove_user(&mut self, id: u32, group: u32, user: u64) -> Option<Slot> {
-        if let Some(indexes) = &mut self.indexes {
-            let slots = &self.slots;
-            indexes.by_user.remove(user, |other| other == id, |other| user_hash(slots, other));
-        }
-        if let Some(groups) = &mut self.groups {
-            groups.remove(group);
-            if groups.len() == 0 {
-                self.groups = None;
+                Some(_) => {}
             }
         }
-        self.users -= 1;
-        self.slots.remove(id)
     }
 
-    /// The session in the anchor goes, and another of the user takes its slot.
-    fn move_into_anchor(&mut self, heir: u32, anchor: u32, group: u32) -> Option<Slot> {
-        if heir == anchor {
-            return None;
+    /// The session that had the number `old` has the number `new`: tells all who know it.
+    fn renumber(&mut self, old: u32, new: u32) {
+        let Some(record) = record(&self.blocks, new) else { return };
+        let (group, filed) = (record.group(), record.filed());
+        let (mut is_anchor, mut in_group) = (true, false);
+        if let Some(group) = self.groups.as_mut().and_then(|groups| groups.get_mut(group)) {
+            is_anchor = group.sessions.first() == Some(&old);
+            in_group = true;
+            if let Some(at) = group.sessions.iter_mut().find(|id| **id == old) {
+                *at = new;
+            }
         }
-        let session = session_hash(&self.slots, heir);
-        let moved = self.slots.remove(heir)?;
-        let filed = moved.filed;
-        let gone = std::mem::replace(self.slots.get_mut(anchor)?, moved);
-        if let Some(first) = self
-            .groups
-            .as_mut()
-            .and_then(|groups| groups.get_mut(group))
-            .and_then(|group| group.slots.first_mut())
-        {
-            *first = anchor;
+        let Some(indexes) = &mut self.indexes else { return };
+        if is_anchor {
+            indexes.by_user.replace(hash_of(record.user(), b""), old, new);
+        }
+        if in_group {
+            indexes.by_session.replace(hash_of(record.user(), record.session()), old, new);
+        }
+        indexes.leases.rename(filed, new, &mut self.blocks);
+    }
+
+    /// Takes a block away that nothing refers to any more.
+    fn free(&mut self, id: u32) {
+        if let Some(moved) = self.blocks.remove(id) {
+            self.renumber(moved, id);
+        }
+    }
+
+    /// Takes a session out.
+    pub fn remove(&mut self, id: u32) -> Option<Packed> {
+        let removed = Packed::from(self.record(id)?);
+        let gone = removed.read();
+        let mut heir = None;
+        let mut is_anchor = true;
+        if let Some(group) = self.group_mut(gone.group()) {
+            is_anchor = group.sessions.first() == Some(&id);
+            // From the end: who ends all sessions of a user ends the last first.
+            if let Some(at) = group.sessions.iter().rposition(|other| *other == id) {
+                group.sessions.remove(at);
+            }
+            heir = group.sessions.first().copied();
         }
         if let Some(indexes) = &mut self.indexes {
-            indexes.by_session.replace(session, heir, anchor);
-            indexes.leases.rename(filed, anchor, &mut self.slots);
+            indexes.leases.remove(gone.filed(), &mut self.blocks);
+            let blocks = &self.blocks;
+            if gone.group() != NONE {
+                let hash = hash_of(gone.user(), gone.session());
+                let by_session = &mut indexes.by_session;
+                by_session.remove(hash, |other| other == id, |other| session_hash(blocks, other));
+            }
+            let hash = hash_of(gone.user(), b"");
+            match heir {
+                Some(heir) if is_anchor => indexes.by_user.replace(hash, id, heir),
+                Some(_) => {}
+                None => {
+                    let by_user = &mut indexes.by_user;
+                    by_user.remove(hash, |other| other == id, |other| user_hash(blocks, other));
+                }
+            }
         }
-        Some(gone)
+        if heir.is_none() {
+            self.users -= 1;
+            if let Some(groups) = &mut self.groups {
+                groups.remove(gone.group());
+                if groups.len() == 0 {
+                    self.groups = None;
+                }
+            }
+        }
+        self.free(id);
+        if self.indexes.is_some() && self.blocks.len() * 4 < FEW {
+            self.rebuild(None);
+        }
+        Some(removed)
     }
 
     /// Writes a lease. The order is touched only where the lease is now earlier than it says.
     pub fn set_lease(&mut self, id: u32, lease: Timestamp, lingering: bool) {
-        let Some(slot) = self.slots.get_mut(id) else { return };
-        let shorter = lease < slot.record.lease();
-        slot.record.set_lease(lease);
-        if slot.record.is_lingering() != lingering {
-            slot.record.set_lingering(lingering);
+        let Some(block) = self.blocks.get_mut(id) else { return };
+        let mut record = RecordMut::of(block);
+        let shorter = lease < record.read().lease();
+        record.set_lease(lease);
+        if record.read().is_lingering() != lingering {
+            record.set_lingering(lingering);
         }
-        let filed = slot.filed;
+        let filed = record.read().filed();
         if let Some(indexes) = self.indexes.as_mut().filter(|_| shorter) {
             if indexes.leases.due_at(filed).is_some_and(|due| lease < due) {
-                indexes.leases.refile(filed, lease, &mut self.slots);
+                indexes.leases.refile(filed, lease, &mut self.blocks);
             }
         }
     }
 
-    pub fn set_meta(&mut self, id: u32, meta: super::Text) {
-        let Some(slot) = self.slots.get_mut(id) else { return };
-        let before = slot.record.heap_bytes();
-        slot.record.set_meta(meta);
-        self.record_bytes = self.record_bytes + slot.record.heap_bytes() - before;
+    /// Replaces a session's metadata. Returns the number that the session has by then.
+    pub fn set_meta(&mut self, id: u32, meta: Text) -> u32 {
+        let Some(record) = self.record(id) else { return id };
+        let changed = Packed::with_meta(record, meta);
+        let (block, apart) = (changed.read().block(), self.indexes.is_none());
+        if self.blocks.replace(id, block, apart) {
+            return id;
+        }
+        let new = self.blocks.insert(block, apart);
+        self.renumber(id, new);
+        self.free(id);
+        new
     }
 
     /// Every lease becomes at least `until`.
     pub fn extend_all(&mut self, until: Timestamp) {
-        for slot in self.slots.values_mut() {
-            if slot.record.lease() < until {
-                slot.record.set_lease(until);
+        for mut record in self.blocks.values_mut().map(RecordMut::of) {
+            if record.read().lease() < until {
+                record.set_lease(until);
             }
         }
     }
@@ -377,7 +438,7 @@ impl Members {
     pub fn next_lease(&self) -> Option<Timestamp> {
         match &self.indexes {
             Some(indexes) => indexes.leases.peek().map(|(due, _)| due),
-            None => self.slots.iter_from(0).map(|(_, slot)| slot.record.lease()).min(),
+            None => self.blocks.iter().map(|(_, block)| Record::of(block).lease()).min(),
         }
     }
 
@@ -389,23 +450,22 @@ impl Members {
         may_go_on: &mut impl FnMut() -> bool,
     ) -> Result<Option<u32>, OutOfTime> {
         let Some(indexes) = &mut self.indexes else {
-            let mut lapsed = self.slots.iter_from(0).filter(|(_, slot)| !slot.record.is_live(now));
-            return Ok(lapsed.next().map(|(id, _)| id));
+            let mut blocks = self.blocks.iter();
+            return Ok(blocks.find(|(_, block)| !Record::of(block).is_live(now)).map(|(id, _)| id));
         };
         while let Some((due, id)) = indexes.leases.peek() {
             if due > now {
                 break;
             }
-            let Some(slot) = self.slots.get(id) else { break };
-            if !slot.record.is_live(now) {
+            let Some(record) = record(&self.blocks, id) else { break };
+            if !record.is_live(now) {
                 return Ok(Some(id));
             }
             if !may_go_on() {
                 return Err(OutOfTime);
             }
-            let lease = slot.record.lease();
-            let filed = slot.filed;
-            indexes.leases.refile(filed, lease, &mut self.slots);
+            let (filed, lease) = (record.filed(), record.lease());
+            indexes.leases.refile(filed, lease, &mut self.blocks);
         }
         Ok(None)
     }
@@ -415,27 +475,24 @@ impl Members {
     pub fn lapsed(&self, now: Timestamp) -> (usize, usize) {
         let (mut users, mut sessions) = (0, 0);
         let mut look = |id: u32| {
-            let Some(slot) = self.slots.get(id) else { return };
-            if slot.record.is_live(now) {
+            let Some(record) = self.record(id).filter(|record| !record.is_live(now)) else {
                 return;
-            }
+            };
             sessions += 1;
-            let gone = match self.group(slot) {
+            let gone = match self.group(record) {
                 None => true,
                 // Counted once, at the anchor.
                 Some(group) => {
-                    group.slots.first() == Some(&id)
-                        && group
-                            .slots
-                            .iter()
-                            .all(|id| self.record(*id).is_some_and(|record| !record.is_live(now)))
+                    let mut records = group.sessions.iter().filter_map(|id| self.record(*id));
+                    group.sessions.first() == Some(&id)
+                        && records.all(|record| !record.is_live(now))
                 }
             };
             users += usize::from(gone);
         };
         match &self.indexes {
             Some(indexes) => indexes.leases.for_each_due(now, look),
-            None => self.slots.iter_from(0).for_each(|(id, _)| look(id)),
+            None => self.blocks.iter().for_each(|(id, _)| look(id)),
         }
         (users, sessions)
     }
@@ -453,7 +510,7 @@ impl Members {
                 + indexes.by_session.heap_bytes()
                 + indexes.leases.heap_bytes()
         });
-        self.record_bytes + self.slots.heap_bytes() + groups + indexes
+        self.blocks.heap_bytes() + groups + indexes
     }
 }
 

@@ -21,6 +21,7 @@ pub use members::{OutOfTime, User};
 pub use record::Record;
 
 use members::Members;
+use record::Packed;
 
 /// Unix time in milliseconds.
 pub type Timestamp = u64;
@@ -175,10 +176,15 @@ impl Space {
         self.members.user(user.as_bytes(), now)
     }
 
-    /// Places from `from` on in their order, each with the user it stands for if that user is
-    /// online at `now`. A user keeps the place while online.
-    pub fn walk(&self, from: u32, now: Timestamp) -> impl Iterator<Item = (u32, Option<User<'_>>)> {
-        self.members.walk(from, now)
+    /// Everybody who is online at `now`.
+    pub fn users(&self, now: Timestamp) -> impl Iterator<Item = User<'_>> {
+        self.members.online(now)
+    }
+
+    /// About `count` of those who are online at `now`, from a place on, and the place at which the
+    /// next page begins; none after the last. Users keep their places, in this process.
+    pub fn page(&self, from: u32, count: usize, now: Timestamp) -> (Vec<User<'_>>, Option<u32>) {
+        self.members.page(from, count, now)
     }
 
     pub fn history(&self) -> Option<&History> {
@@ -279,7 +285,7 @@ impl Space {
         &mut self,
         at: At,
         kind: Kind,
-        record: &Record,
+        record: Record<'_>,
         reason: Option<Reason>,
         sink: &mut S,
     ) {
@@ -305,14 +311,15 @@ impl Space {
     ) {
         sink.effect(&Effect::Online { user, session, lease, at: at.now, meta });
         let first = self.members.anchor(user.as_bytes()).is_none();
-        let record = Record::new(user, session, lease, at.now, meta);
-        self.members.insert(record.clone(), at.now);
+        let session = Packed::new(user, session, lease, at.now, meta);
+        self.members.insert(session.read(), at.now);
         let kind = if first { Kind::Join } else { Kind::Add };
-        self.session_event(at, kind, &record, None, sink);
+        self.session_event(at, kind, session.read(), None, sink);
     }
 
     fn end_session<S: Sink>(&mut self, at: At, id: u32, reason: Reason, sink: &mut S) {
-        let Some(record) = self.members.remove(id) else { return };
+        let Some(session) = self.members.remove(id) else { return };
+        let record = session.read();
         sink.effect(&Effect::Offline {
             user: text(record.user()),
             session: text(record.session()),
@@ -321,7 +328,7 @@ impl Space {
         });
         let last = self.members.anchor(record.user()).is_none();
         let kind = if last { Kind::Leave } else { Kind::Remove };
-        self.session_event(at, kind, &record, Some(reason), sink);
+        self.session_event(at, kind, record, Some(reason), sink);
     }
 
     fn set_lease<S: Sink>(
@@ -337,15 +344,16 @@ impl Space {
     }
 
     fn update_meta<S: Sink>(&mut self, at: At, id: u32, meta: Text, sink: &mut S) {
-        self.members.set_meta(id, meta);
-        let Some(record) = self.members.record(id).cloned() else { return };
+        let id = self.members.set_meta(id, meta);
+        let Some(session) = self.members.record(id).map(Packed::from) else { return };
+        let record = session.read();
         sink.effect(&Effect::Update {
             user: text(record.user()),
             session: text(record.session()),
             at: at.now,
             meta,
         });
-        self.session_event(at, Kind::Update, &record, None, sink);
+        self.session_event(at, Kind::Update, record, None, sink);
     }
 
     fn send<S: Sink>(&mut self, at: At, user: &str, session: &str, message: &str, sink: &mut S) {
@@ -386,7 +394,7 @@ impl Space {
 
     // ---- what is asked for ---------------------------------------------------------------
 
-    /// The slot of a session that is live.
+    /// The number of a session that is live.
     fn live(&self, user: &str, session: &str, now: Timestamp) -> Option<u32> {
         let id = self.members.find(user.as_bytes(), session.as_bytes())?;
         self.members.record(id)?.is_live(now).then_some(id)
@@ -394,10 +402,11 @@ impl Space {
 
     /// Records the end of those of a user's sessions whose leases are over.
     fn end_lapsed<S: Sink>(&mut self, at: At, user: &str, sink: &mut S) {
-        let Some(anchor) = self.members.anchor(user.as_bytes()) else { return };
-        // The anchor last: while it stays, the others keep their slots.
-        for id in self.members.sessions_of(anchor).into_iter().rev() {
-            self.end_if_lapsed(at, id, sink);
+        // From the last on: ending one leaves the places of those before it alone.
+        for n in (0..self.members.sessions_of(user.as_bytes())).rev() {
+            if let Some(id) = self.members.nth_session(user.as_bytes(), n) {
+                self.end_if_lapsed(at, id, sink);
+            }
         }
     }
 
@@ -478,7 +487,7 @@ impl Space {
             }
             self.set_lease(id, (user, session), lease, false, sink);
             if let MetaChange::To(meta) = meta {
-                let current = self.members.record(id).and_then(Record::meta);
+                let current = self.members.record(id).and_then(|record| record.meta());
                 if current != meta.map(str::as_bytes) {
                     self.update_meta(at, id, meta, sink);
                 }
@@ -521,8 +530,8 @@ impl Space {
         }
         let mut came_online = 0;
         for (&(user, session), place) in sessions.iter().zip(places) {
-            // Slots move only when sessions end, and they end only before one enters: a place
-            // that was found is good as long as nobody new is in the list.
+            // Numbers change only when sessions end, and they end only before one enters: one that
+            // was found is good as long as nobody new is in the list.
             let place = if new.is_empty() { place } else { self.live(user, session, at.now) };
             match place {
                 Some(id) => self.set_lease(id, (user, session), lease, false, sink),
@@ -545,28 +554,32 @@ impl Space {
         sink: &mut S,
     ) -> usize {
         self.end_lapsed(at, user, sink);
-        let ids = match session {
+        let count = match session {
             Some(session) => {
-                self.members.find(user.as_bytes(), session.as_bytes()).into_iter().collect()
+                usize::from(self.members.find(user.as_bytes(), session.as_bytes()).is_some())
             }
-            None => {
-                let anchor = self.members.anchor(user.as_bytes());
-                anchor.map_or_else(Vec::new, |anchor| self.members.sessions_of(anchor))
-            }
+            None => self.members.sessions_of(user.as_bytes()),
         };
-        if ids.is_empty() {
-            return 0;
-        }
-        for id in ids.into_iter().rev() {
-            if linger == 0 {
-                self.end_session(at, id, Reason::Offline, sink);
-            } else if let Some(record) = self.members.record(id) {
-                let lease = record.lease().min(at.now.saturating_add(linger));
-                let session = record.session().to_vec();
-                self.set_lease(id, (user, text(&session)), lease, true, sink);
+        for n in (0..count).rev() {
+            let id = match session {
+                Some(session) => self.members.find(user.as_bytes(), session.as_bytes()),
+                None => self.members.nth_session(user.as_bytes(), n),
+            };
+            if let Some(id) = id {
+                self.end_or_linger(at, id, linger, sink);
             }
         }
-        usize::from(self.members.anchor(user.as_bytes()).is_none())
+        usize::from(count > 0 && self.members.anchor(user.as_bytes()).is_none())
+    }
+
+    fn end_or_linger<S: Sink>(&mut self, at: At, id: u32, linger: u64, sink: &mut S) {
+        if linger == 0 {
+            self.end_session(at, id, Reason::Offline, sink);
+        } else if let Some(session) = self.members.record(id).map(Packed::from) {
+            let record = session.read();
+            let lease = record.lease().min(at.now.saturating_add(linger));
+            self.set_lease(id, (text(record.user()), text(record.session())), lease, true, sink);
+        }
     }
 
     /// Sends a text. Returns the event's id, or none where the space is closed.
@@ -704,9 +717,9 @@ impl Space {
                 if self.members.find(user.as_bytes(), session.as_bytes()).is_some() {
                     return Err(Misfit("session is there twice"));
                 }
-                let mut record = Record::new(user, session, lease, joined_at, meta);
-                record.set_lingering(lingering);
-                self.members.insert(record, since);
+                let mut session = Packed::new(user, session, lease, joined_at, meta);
+                session.change().set_lingering(lingering);
+                self.members.insert(session.read(), since);
             }
             Effect::Event { at, text } => {
                 let history = self.history.get_or_insert_default();

@@ -193,11 +193,7 @@ fn compare(space: &Space, model: &Model, now: u64) {
     assert_eq!(space.counts(now), (live.len(), sessions), "counts at {now}");
     assert_eq!(space.stored(), (model.users(), model.sessions.len()));
     let mut seen = BTreeSet::new();
-    let mut last = None;
-    for (place, user) in space.walk(0, now) {
-        assert!(last.is_none_or(|last| last < place));
-        last = Some(place);
-        let Some(user) = user else { continue };
+    for user in space.users(now) {
         let name = text(user.name()).to_owned();
         let expected = &live[&name];
         assert_eq!(user.joined_at(), model.since[&name]);
@@ -213,6 +209,17 @@ fn compare(space: &Space, model: &Model, now: u64) {
         assert_eq!(space.user(&name, now).unwrap().sessions().count(), count);
     }
     assert_eq!(seen.len(), live.len());
+    for count in 1..4 {
+        let (mut from, mut listed) = (Some(0), Vec::new());
+        while let Some(place) = from {
+            let (users, next) = space.page(place, count, now);
+            assert!(users.len() <= count && next.is_none_or(|next| next > place));
+            listed.extend(users.iter().map(|user| text(user.name()).to_owned()));
+            from = next;
+        }
+        assert_eq!(listed.len(), live.len(), "each once");
+        assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), seen);
+    }
     assert!(space.user("nobody", now).is_none());
 }
 

@@ -1,0 +1,416 @@
+//! Blocks of bytes under small numbers, packed side by side.
+//!
+//! Blocks of about the same size lie in pages without a gap: the last one fills the place of one
+//! that goes, so memory is what is in use, in whatever order blocks come and go, and a number
+//! leads straight to its bytes. The price is that a removal can change the number of another
+//! block; it says of which.
+//!
+//! Blocks that are large, or whose owner says so, are allocated apart and keep their numbers.
+
+use super::Slab;
+
+/// Larger blocks are kept apart.
+const LARGEST: usize = 512;
+/// About so much is allocated for a full page.
+const PAGE_BYTES: usize = 32 << 10;
+/// A number of a block apart has this bit; the others have the class in front of the place.
+const APART: u32 = 1 << 31;
+const PLACE_BITS: u32 = 25;
+const MOST_PLACES: u32 = 1 << PLACE_BITS;
+const MOST_CLASSES: usize = 1 << (31 - PLACE_BITS);
+
+/// Blocks of one size. No page is empty but the first, and all are full but the last.
+#[derive(Clone)]
+struct Class {
+    stride: usize,
+    /// How many blocks a page holds.
+    in_page: u32,
+    len: u32,
+    first: Vec<u8>,
+    rest: Vec<Vec<u8>>,
+}
+
+/// The first of what there is is here and not behind a further pointer: most spaces have not much.
+#[derive(Clone)]
+struct Classes {
+    first: Class,
+    rest: Vec<Class>,
+}
+
+/// Where blocks are kept.
+#[derive(Clone, Default)]
+pub struct Blocks {
+    packed: Option<Box<Classes>>,
+    apart: Slab<Box<[u8]>>,
+    apart_bytes: usize,
+    len: usize,
+}
+
+/// The size under which a block of so many bytes is kept; none where it is kept apart.
+fn stride_of(bytes: usize) -> Option<usize> {
+    match bytes {
+        0..=256 => Some(bytes.max(8).next_multiple_of(8)),
+        257..=LARGEST => Some(bytes.next_multiple_of(32)),
+        _ => None,
+    }
+}
+
+impl Class {
+    fn new(stride: usize) -> Self {
+        let in_page = (PAGE_BYTES / stride) as u32;
+        Class { stride, in_page, len: 0, first: Vec::new(), rest: Vec::new() }
+    }
+
+    /// The page and the place in it.
+    fn split(&self, place: u32) -> (usize, usize) {
+        if place < self.in_page {
+            (0, place as usize * self.stride)
+        } else {
+            ((place / self.in_page) as usize, (place % self.in_page) as usize * self.stride)
+        }
+    }
+
+    fn page_mut(&mut self, page: usize) -> Option<&mut Vec<u8>> {
+        if page == 0 {
+            Some(&mut self.first)
+        } else {
+            self.rest.get_mut(page - 1)
+        }
+    }
+
+    fn get(&self, place: u32) -> Option<&[u8]> {
+        let (page, start) = self.split(place);
+        let page = if page == 0 { &self.first } else { self.rest.get(page - 1)? };
+        page.get(start..start + self.stride)
+    }
+
+    fn get_mut(&mut self, place: u32) -> Option<&mut [u8]> {
+        let (page, start) = self.split(place);
+        let stride = self.stride;
+        self.page_mut(page)?.get_mut(start..start + stride)
+    }
+
+    fn pages(&self) -> impl Iterator<Item = &Vec<u8>> {
+        std::iter::once(&self.first).chain(&self.rest)
+    }
+
+    fn push(&mut self, block: &[u8]) -> u32 {
+        let place = self.len;
+        let (number, start) = self.split(place);
+        if number > self.rest.len() {
+            self.rest.push(Vec::new());
+        }
+        let (stride, in_page) = (self.stride, self.in_page as usize);
+        if let Some(page) = self.page_mut(number) {
+            if start + stride > page.capacity() {
+                // By a quarter: pages of small spaces are many, and copying one is little.
+                let blocks = start / stride;
+                let more = (blocks / 4).max(1).min(in_page - blocks);
+                page.reserve_exact(more * stride);
+            }
+            page.extend_from_slice(block);
+            page.resize(start + stride, 0);
+            self.len += 1;
+        }
+        place
+    }
+
+    /// Takes the last block away; its bytes fill a place.
+    fn pop_into(&mut self, place: u32) {
+        let last = self.len.saturating_sub(1);
+        let ((to, start), (from, rest)) = (self.split(place), self.split(last));
+        let Some(mut page) = self.page_mut(from).map(std::mem::take) else { return };
+        if to == from {
+            page.copy_within(rest.., start);
+        } else if let (Some(to), Some(from)) = (self.get_mut(place), page.get(rest..)) {
+            to.copy_from_slice(from);
+        }
+        page.truncate(rest);
+        self.len = last;
+        if page.is_empty() {
+            self.rest.truncate(from.saturating_sub(1));
+            if self.rest.is_empty() {
+                self.rest = Vec::new();
+            }
+            return;
+        }
+        if page.len() * 4 < page.capacity() {
+            page.shrink_to(page.len() * 2);
+        }
+        if let Some(back) = self.page_mut(from) {
+            *back = page;
+        }
+    }
+
+    fn heap_bytes(&self) -> usize {
+        let full = self.in_page as usize * self.stride;
+        let rest = match self.rest.last() {
+            None => 0,
+            Some(last) => (self.rest.len() - 1) * full + last.capacity(),
+        };
+        self.first.capacity() + self.rest.capacity() * size_of::<Vec<u8>>() + rest
+    }
+}
+
+impl Classes {
+    fn len(&self) -> usize {
+        1 + self.rest.len()
+    }
+
+    fn get(&self, at: usize) -> Option<&Class> {
+        if at == 0 {
+            Some(&self.first)
+        } else {
+            self.rest.get(at - 1)
+        }
+    }
+
+    fn get_mut(&mut self, at: usize) -> Option<&mut Class> {
+        if at == 0 {
+            Some(&mut self.first)
+        } else {
+            self.rest.get_mut(at - 1)
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Class> {
+        std::iter::once(&self.first).chain(&self.rest)
+    }
+
+    /// The class for blocks of that size, made where there is none with room.
+    fn with_room(&mut self, stride: usize) -> Option<usize> {
+        let has_room = |class: &Class| class.stride == stride && class.len < MOST_PLACES;
+        let there = self.iter().position(has_room);
+        there.or_else(|| {
+            if self.len() == MOST_CLASSES {
+                return None;
+            }
+            self.rest.push(Class::new(stride));
+            Some(self.rest.len())
+        })
+    }
+}
+
+/// The class and the place that a number names.
+fn place_of(id: u32) -> (usize, u32) {
+    ((id >> PLACE_BITS) as usize, id & (MOST_PLACES - 1))
+}
+
+fn id_of(class: usize, place: u32) -> u32 {
+    (class as u32) << PLACE_BITS | place
+}
+
+impl Blocks {
+    /// Number of blocks.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The bytes of a block, and possibly some more.
+    pub fn get(&self, id: u32) -> Option<&[u8]> {
+        if id & APART != 0 {
+            return self.apart.get(id & !APART).map(|block| &**block);
+        }
+        let (class, place) = place_of(id);
+        self.packed.as_ref()?.get(class)?.get(place)
+    }
+
+    pub fn get_mut(&mut self, id: u32) -> Option<&mut [u8]> {
+        if id & APART != 0 {
+            return self.apart.get_mut(id & !APART).map(|block| &mut **block);
+        }
+        let (class, place) = place_of(id);
+        self.packed.as_mut()?.get_mut(class)?.get_mut(place)
+    }
+
+    /// Keeps a block, apart from the others where `apart` says so.
+    pub fn insert(&mut self, block: &[u8], apart: bool) -> u32 {
+        self.len += 1;
+        let stride = stride_of(block.len()).filter(|_| !apart);
+        if let Some(stride) = stride {
+            let classes = self.packed.get_or_insert_with(|| {
+                Box::new(Classes { first: Class::new(stride), rest: Vec::new() })
+            });
+            let at = classes.with_room(stride);
+            if let Some((at, class)) = at.and_then(|at| Some((at, classes.get_mut(at)?))) {
+                return id_of(at, class.push(block));
+            }
+        }
+        self.apart_bytes += crate::space::allocated(block.len());
+        APART | self.apart.insert(block.into())
+    }
+
+    /// Changes a block where its new bytes can be kept in the old one's place. Returns false, and
+    /// does nothing, where they cannot.
+    pub fn replace(&mut self, id: u32, block: &[u8], apart: bool) -> bool {
+        let stride = stride_of(block.len()).filter(|_| !apart);
+        if id & APART != 0 {
+            let Some(place) = self.apart.get_mut(id & !APART).filter(|_| stride.is_none()) else {
+                return false;
+            };
+            self.apart_bytes -= crate::space::allocated(place.len());
+            self.apart_bytes += crate::space::allocated(block.len());
+            *place = block.into();
+            return true;
+        }
+        match self.get_mut(id).filter(|place| Some(place.len()) == stride) {
+            Some(place) => {
+                place.iter_mut().zip(block).for_each(|(place, byte)| *place = *byte);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Takes a block away. Returns the number of the block that has `id` from now on instead of
+    /// its own, if one has.
+    pub fn remove(&mut self, id: u32) -> Option<u32> {
+        if id & APART != 0 {
+            let block = self.apart.remove(id & !APART)?;
+            self.apart_bytes -= crate::space::allocated(block.len());
+            self.len -= 1;
+            return None;
+        }
+        let (at, place) = place_of(id);
+        let classes = self.packed.as_mut()?;
+        let class = classes.get_mut(at).filter(|class| place < class.len)?;
+        class.pop_into(place);
+        let moved = (place != class.len).then_some(id_of(at, class.len));
+        self.len -= 1;
+        while classes.rest.last().is_some_and(|class| class.len == 0) {
+            classes.rest.pop();
+        }
+        if classes.rest.is_empty() && classes.first.len == 0 {
+            self.packed = None;
+        }
+        moved
+    }
+
+    /// All blocks with their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &[u8])> {
+        let apart = self.apart.iter_from(0).map(|(id, block)| (APART | id, &**block));
+        let classes = self.packed.iter().flat_map(|classes| classes.iter());
+        let packed = classes.enumerate().flat_map(|(at, class)| {
+            let blocks = class.pages().flat_map(|page| page.chunks_exact(class.stride));
+            (0..).zip(blocks).map(move |(place, block)| (id_of(at, place), block))
+        });
+        apart.chain(packed)
+    }
+
+    /// All blocks, to be changed in place.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        let classes = self.packed.iter_mut();
+        let classes = classes.flat_map(|all| std::iter::once(&mut all.first).chain(&mut all.rest));
+        let packed = classes.flat_map(|class| {
+            let pages = std::iter::once(&mut class.first).chain(&mut class.rest);
+            let stride = class.stride;
+            pages.flat_map(move |page| page.chunks_exact_mut(stride))
+        });
+        self.apart.values_mut().map(|block| &mut **block).chain(packed)
+    }
+
+    /// Bytes on the heap, in constant time.
+    pub fn heap_bytes(&self) -> usize {
+        let packed = self.packed.as_ref().map_or(0, |classes| {
+            let blocks: usize = classes.iter().map(Class::heap_bytes).sum();
+            size_of::<Classes>() + classes.rest.capacity() * size_of::<Class>() + blocks
+        });
+        packed + self.apart.heap_bytes() + self.apart_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Insert(usize, bool),
+        Replace(usize, usize, bool),
+        Remove(usize),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let size = prop_oneof![8 => 0..300usize, 1 => 300..700usize, 1 => Just(64usize)];
+        prop_oneof![
+            4 => (size.clone(), prop::bool::weighted(0.1)).prop_map(|(n, apart)| Op::Insert(n, apart)),
+            1 => (any::<u16>(), size, any::<bool>()).prop_map(|(p, n, a)| Op::Replace(p as usize, n, a)),
+            2 => any::<u16>().prop_map(|p| Op::Remove(p as usize)),
+        ]
+    }
+
+    fn check(blocks: &Blocks, model: &BTreeMap<u32, Vec<u8>>) {
+        assert_eq!(blocks.len(), model.len());
+        for (id, bytes) in model {
+            assert_eq!(blocks.get(*id).map(|block| &block[..bytes.len()]), Some(&bytes[..]));
+        }
+        let ids: Vec<u32> = blocks.iter().map(|(id, _)| id).collect();
+        assert_eq!(ids.len(), model.len());
+        for (id, block) in blocks.iter() {
+            assert!(block.starts_with(&model[&id]));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_like_a_map(ops in prop::collection::vec(op(), 0..600), repeat in 1..4usize) {
+            let mut blocks = Blocks::default();
+            let mut model: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+            let mut step = 0u32;
+            for op in std::iter::repeat_n(ops, repeat).flatten() {
+                step += 1;
+                let fill = |size: usize| step.to_le_bytes().into_iter().cycle().take(size).collect::<Vec<u8>>();
+                let pick = |n: usize| model.keys().nth(n % model.len().max(1)).copied();
+                match op {
+                    Op::Insert(size, apart) => {
+                        let id = blocks.insert(&fill(size), apart);
+                        prop_assert!(model.insert(id, fill(size)).is_none());
+                    }
+                    Op::Replace(at, size, apart) => {
+                        let Some(id) = pick(at) else { continue };
+                        if blocks.replace(id, &fill(size), apart) {
+                            model.insert(id, fill(size));
+                        }
+                    }
+                    Op::Remove(at) => {
+                        let Some(id) = pick(at) else { continue };
+                        let moved = blocks.remove(id);
+                        model.remove(&id);
+                        if let Some(from) = moved {
+                            let bytes = model.remove(&from).unwrap();
+                            model.insert(id, bytes);
+                        }
+                    }
+                }
+                if step.is_multiple_of(64) {
+                    check(&blocks, &model);
+                }
+            }
+            check(&blocks, &model);
+            check(&blocks.clone(), &model);
+            while let Some((id, _)) = model.pop_first() {
+                if let Some(from) = blocks.remove(id) {
+                    let bytes = model.remove(&from).unwrap();
+                    model.insert(id, bytes);
+                }
+            }
+            prop_assert_eq!((blocks.len(), blocks.heap_bytes()), (0, 0));
+        }
+    }
+
+    #[test]
+    fn packs_without_gaps_and_gives_pages_back() {
+        let mut blocks = Blocks::default();
+        let mut ids: Vec<u32> = (0..100_000).map(|_| blocks.insert(&[7; 100], false)).collect();
+        let full = blocks.heap_bytes();
+        assert!(full < 100_000 * 106, "{full}");
+        // Every other one goes: what stays is packed all the same.
+        ids.sort_unstable();
+        for id in ids.iter().take(50_000) {
+            blocks.remove(*id);
+        }
+        assert!(blocks.heap_bytes() < full * 11 / 20, "{} of {full}", blocks.heap_bytes());
+    }
+}

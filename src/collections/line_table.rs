@@ -1,0 +1,203 @@
+//! A small hash table whose entries lie with their tags in cache lines.
+//!
+//! Open addressing over lines of 64 bytes, each with twelve numbers and a byte of each number's
+//! hash, as in F14 (Bronson and Shi 2019): one line is fetched to find a number, where tables
+//! that keep tags and numbers apart fetch two. A line counts the entries that found it full and
+//! went on, so that a search knows where to end, and removals leave nothing behind.
+//!
+//! Entries are ordered: the line is chosen by the hash's leading bits, so a walk along the lines
+//! is a walk along the hashes.
+
+/// Entries a line: a tag and a number each, and the counter, make 64 bytes.
+const WIDTH: usize = 12;
+const EMPTY: u8 = 0;
+
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(64))]
+struct Line {
+    tags: [u8; WIDTH],
+    /// How many entries that belong here, or came by, went on to a later line.
+    passed: u32,
+    ids: [u32; WIDTH],
+}
+
+/// Numbers by hash, some hundreds at most: what changes its size moves all of them.
+#[derive(Clone, Default)]
+pub struct LineTable {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+/// A byte of the hash that the choice of the line does not depend on; never [`EMPTY`].
+fn tag(hash: u64) -> u8 {
+    (hash as u8).max(1)
+}
+
+impl LineTable {
+    /// Number of entries.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Number of cache lines.
+    pub fn lines(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// The line that a hash belongs to. `skip` leading bits are the same for the whole table.
+    fn home(&self, hash: u64, skip: u32) -> usize {
+        let leading = hash.checked_shl(skip).unwrap_or(0) >> 32;
+        ((leading * self.lines.len() as u64) >> 32) as usize
+    }
+
+    /// The first hash, less the table's own bits, that belongs to a line or a later one.
+    fn begin_of(&self, line: usize, skip: u32) -> u64 {
+        let leading = ((line as u64) << 32).div_ceil(self.lines.len().max(1) as u64);
+        (leading << 32).checked_shr(skip).unwrap_or(0)
+    }
+
+    fn after(&self, line: usize) -> usize {
+        if line + 1 < self.lines.len() {
+            line + 1
+        } else {
+            0
+        }
+    }
+
+    /// The lines in which an entry can be that belongs to this one.
+    fn probe(&self, home: usize) -> impl Iterator<Item = (usize, &Line)> {
+        let mut next = Some(home);
+        (0..self.lines.len()).map_while(move |_| {
+            let at = next?;
+            let line = self.lines.get(at)?;
+            next = (line.passed > 0).then(|| self.after(at));
+            Some((at, line))
+        })
+    }
+
+    /// Where the entry is of which `is` says that it is the one: its line and its place there.
+    fn place(
+        &self,
+        hash: u64,
+        skip: u32,
+        mut is: impl FnMut(u32) -> bool,
+    ) -> Option<(usize, usize)> {
+        let tag = tag(hash);
+        self.probe(self.home(hash, skip)).find_map(|(at, line)| {
+            let mut same = same_as(&line.tags, tag);
+            while same != 0 {
+                let place = same.trailing_zeros() as usize / 8;
+                if line.ids.get(place).is_some_and(|id| is(*id)) {
+                    return Some((at, place));
+                }
+                same &= same - 1;
+            }
+            None
+        })
+    }
+
+    /// The number filed under `hash` of which `is` says that it is the one.
+    pub fn find(&self, hash: u64, skip: u32, is: impl FnMut(u32) -> bool) -> Option<u32> {
+        let (line, place) = self.place(hash, skip, is)?;
+        self.lines.get(line)?.ids.get(place).copied()
+    }
+
+    /// Files a number. `hash_again` gives the hash of any filed number.
+    pub fn insert(&mut self, hash: u64, skip: u32, id: u32, hash_again: impl Fn(u32) -> u64) {
+        // Nine of ten places: a search of what is there looks at 1.1 lines on the average.
+        if (self.len + 1) * 10 > self.lines.len() * WIDTH * 9 {
+            let lines = self.lines.len();
+            self.resize(lines + (lines / 2).max(1), skip, hash_again);
+        }
+        self.put(hash, skip, id);
+    }
+
+    fn put(&mut self, hash: u64, skip: u32, id: u32) {
+        let mut at = self.home(hash, skip);
+        for _ in 0..self.lines.len() {
+            let after = self.after(at);
+            let Some(line) = self.lines.get_mut(at) else { return };
+            if let Some(place) = line.tags.iter().position(|tag| *tag == EMPTY) {
+                line.tags[place] = tag(hash);
+                line.ids[place] = id;
+                self.len += 1;
+                return;
+            }
+            line.passed += 1;
+            at = after;
+        }
+    }
+
+    /// Takes out the number filed under `hash` of which `is` says that it is the one.
+    pub fn remove(
+        &mut self,
+        hash: u64,
+        skip: u32,
+        is: impl FnMut(u32) -> bool,
+        hash_again: impl Fn(u32) -> u64,
+    ) -> Option<u32> {
+        let (found, place) = self.place(hash, skip, is)?;
+        let mut at = self.home(hash, skip);
+        while at != found {
+            let after = self.after(at);
+            let line = self.lines.get_mut(at)?;
+            line.passed = line.passed.saturating_sub(1);
+            at = after;
+        }
+        let line = self.lines.get_mut(found)?;
+        *line.tags.get_mut(place)? = EMPTY;
+        let id = *line.ids.get(place)?;
+        self.len -= 1;
+        let enough = (self.len * 4).div_ceil(WIDTH * 3);
+        if enough * 3 < self.lines.len() {
+            self.resize(enough, skip, hash_again);
+        }
+        Some(id)
+    }
+
+    /// Replaces one filed number by another of the same hash.
+    pub fn replace(&mut self, hash: u64, skip: u32, old: u32, new: u32) {
+        if let Some((line, place)) = self.place(hash, skip, |id| id == old) {
+            if let Some(id) = self.lines.get_mut(line).and_then(|line| line.ids.get_mut(place)) {
+                *id = new;
+            }
+        }
+    }
+
+    fn resize(&mut self, lines: usize, skip: u32, hash_again: impl Fn(u32) -> u64) {
+        let old =
+            std::mem::replace(self, LineTable { lines: vec![Line::default(); lines], len: 0 });
+        for id in old.ids() {
+            self.put(hash_again(id), skip, id);
+        }
+    }
+
+    /// All numbers, in no order.
+    pub fn ids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.lines.iter().flat_map(Line::ids)
+    }
+
+    /// The entries that may belong to the line that `hash` belongs to, others among them; and the
+    /// first hash, less the table's own bits, of the line after it, or none where it is the last.
+    pub fn line_of(&self, hash: u64, skip: u32) -> (impl Iterator<Item = u32> + '_, Option<u64>) {
+        let home = self.home(hash, skip);
+        let next = (home + 1 < self.lines.len()).then(|| self.begin_of(home + 1, skip));
+        (self.probe(home).flat_map(|(_, line)| line.ids()), next)
+    }
+}
+
+impl Line {
+    fn ids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.tags.iter().zip(self.ids).filter(|(tag, _)| **tag != EMPTY).map(|(_, id)| id)
+    }
+}
+
+/// A bit in the byte of each tag that is this one, the first tag lowest.
+fn same_as(tags: &[u8; WIDTH], tag: u8) -> u128 {
+    let mut bytes = [!tag; 16];
+    bytes[..WIDTH].copy_from_slice(tags);
+    // The sixteen comparisons become one instruction.
+    let same = bytes.map(|byte| if byte == tag { 0x80 } else { 0 });
+    u128::from_le_bytes(same)
+}
