@@ -12,11 +12,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Leases of those who keep renewing. Longer than this machine ever stands still.
-const FAITHFUL_MS: i64 = 2500;
+pub const FAITHFUL_MS: i64 = 2500;
 /// For what a whole cluster has to agree about, on two busy cores.
-const AGREED: Duration = Duration::from_secs(40);
+pub const AGREED: Duration = Duration::from_secs(40);
 /// Nothing else is awaited for so long.
-const LATE: i64 = 5000;
+pub const LATE: i64 = 5000;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The cluster
@@ -463,7 +463,7 @@ impl Ears {
 
 /// Nobody is left after all that was said.
 #[track_caller]
-fn folds_to_nobody(spaces: &BTreeMap<String, Vec<Event>>) {
+pub fn folds_to_nobody(spaces: &BTreeMap<String, Vec<Event>>) {
     for events in spaces.values() {
         let mut roster = Roster::new();
         events.iter().filter(|e| e.kind() != "message").for_each(|e| e.fold(&mut roster));
@@ -557,13 +557,13 @@ impl<'a> Router<'a> {
 }
 
 /// A lease that was given: who, when the call began and ended, how long.
-struct Given {
-    sent: i64,
-    done: i64,
-    ttl: i64,
+pub struct Given {
+    pub sent: i64,
+    pub done: i64,
+    pub ttl: i64,
 }
 
-type Leases = BTreeMap<(String, String), Vec<Given>>;
+pub type Leases = BTreeMap<(String, String), Vec<Given>>;
 
 /// A load on some spaces: people of its own who keep renewing and, unless `only_renewals`, others who come and go.
 struct Load {
@@ -623,7 +623,7 @@ impl Drop for EndOnDrop<'_> {
 
 /// No lease ended before its time: who left with a timeout had no lease, among those acknowledged by then, that went on.
 #[track_caller]
-fn never_too_early(spaces: &BTreeMap<String, Vec<Event>>, leases: &Leases) -> usize {
+pub fn never_too_early(spaces: &BTreeMap<String, Vec<Event>>, leases: &Leases) -> usize {
     let mut checked = 0;
     for (space, events) in spaces {
         for leave in events.iter().filter(|e| e.str("reason") == "timeout") {
