@@ -38,10 +38,16 @@ fn raws(events: &[Event]) -> Vec<&str> {
     events.iter().map(|event| event.raw.as_str()).collect()
 }
 
+/// What a server says of its replication. It may end the connection over it: Sentinel makes it do so.
+fn replication_of(port: u16) -> BTreeMap<String, String> {
+    let reply = Conn::to(port).and_then(|mut c| c.try_cmd("INFO replication").ok());
+    let reply = reply.map_or(String::new(), |reply| text(&reply));
+    let pairs = reply.lines().filter_map(|line| line.split_once(':'));
+    pairs.map(|(name, value)| (name.to_string(), value.to_string())).collect()
+}
+
 fn is_primary(port: u16) -> bool {
-    Conn::to(port).is_some_and(|mut c| {
-        c.try_cmd("INFO replication").is_ok_and(|reply| text(&reply).contains("role:master"))
-    })
+    replication_of(port).get("role").is_some_and(|role| role == "master")
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -411,7 +417,6 @@ impl Three {
             rejoin(killed, heir);
             self.follows(killed, heir);
             println!("the old primary followed {} ms after the kill", now_ms() - killed_at);
-            sync(&mut h, &mut self.nodes[killed].connect());
             back = Some((at_old, third, partial));
             wait_until("the ghosts to leave", AGREED, || {
                 let ghosts = ["ghost1", "ghost2", "ghost3"];
@@ -481,12 +486,11 @@ impl Three {
 
     #[track_caller]
     fn follows(&self, replica: usize, primary: usize) {
-        let wanted = self.nodes[primary].port.to_string();
+        let port = self.nodes[primary].port.to_string();
+        let wanted = [("role", "slave"), ("master_port", &port), ("master_link_status", "up")];
         wait_until("a replica to follow", ELECTED, || {
-            let info = self.nodes[replica].connect().info("replication");
-            info["role"] == "slave"
-                && info["master_port"] == wanted
-                && info["master_link_status"] == "up"
+            let info = replication_of(self.nodes[replica].port);
+            wanted.iter().all(|(name, value)| info.get(*name).is_some_and(|got| got == value))
         });
     }
 }
