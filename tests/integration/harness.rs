@@ -329,6 +329,15 @@ impl Server {
         running.kill();
     }
 
+    /// Waits for the end of a process that was asked to end by other means than `stop`.
+    #[track_caller]
+    pub fn stopped_by_itself(&self) {
+        wait_until("the server to end", START_DEADLINE, || !self.alive());
+        if let Some(mut running) = self.running().take() {
+            running.kill();
+        }
+    }
+
     /// Starts a stopped server. Its connections and subscribers are gone: make new ones.
     #[track_caller]
     pub fn start_again(&self) {
@@ -347,6 +356,13 @@ impl Server {
         self.stop(how);
         self.start_again();
     }
+}
+
+/// Sends a signal to a process of the test's own: "STOP", "CONT".
+#[track_caller]
+pub fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
+    assert!(status.unwrap().success(), "kill -{name} {pid}");
 }
 
 impl Running {
@@ -402,7 +418,7 @@ pub fn module_path() -> PathBuf {
 
 /// A port below the range that the kernel hands to outgoing connections, and that nobody listens on right now.
 /// (Cluster bus ports, 10000 higher, stay below 65536.)
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = (std::process::id() as u16).wrapping_mul(37);
     loop {
@@ -460,7 +476,7 @@ fn log_of(dir: &Path) -> String {
     read("output") + &read("log")
 }
 
-fn tail(log: &str) -> String {
+pub fn tail(log: &str) -> String {
     let lines: Vec<_> = log.lines().collect();
     lines[lines.len().saturating_sub(60)..].join("\n")
 }
@@ -476,6 +492,11 @@ pub struct Conn {
 }
 
 impl Conn {
+    /// A connection to whoever listens on a port, where somebody does.
+    pub fn to(port: u16) -> Option<Conn> {
+        Conn::open(port, redis::ProtocolVersion::RESP2).ok()
+    }
+
     fn open(port: u16, protocol: redis::ProtocolVersion) -> redis::RedisResult<Conn> {
         use redis::IntoConnectionInfo;
         let info = format!("redis://127.0.0.1:{port}/").into_connection_info()?;
@@ -989,14 +1010,24 @@ pub struct Subscriber {
 impl Subscriber {
     #[track_caller]
     fn new(server: &Server, verb: &str, channels: &[impl AsRef<[u8]>]) -> Subscriber {
+        Subscriber::by(server.connect(), verb, channels).expect("subscribe")
+    }
+
+    /// By a connection that may be lost at any time.
+    pub fn by(
+        mut conn: Conn,
+        verb: &str,
+        channels: &[impl AsRef<[u8]>],
+    ) -> Result<Subscriber, String> {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let fence = format!("fence:{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut conn = server.connect();
-        conn.ok(["SUBSCRIBE", &fence]);
+        conn.try_cmd(["SUBSCRIBE", &fence])?;
         let words = [verb.as_bytes()].into_iter().chain(channels.iter().map(AsRef::as_ref));
-        conn.send(words.collect::<Vec<_>>()).unwrap();
-        (0..channels.len()).for_each(|_| drop(conn.recv().expect("subscribe")));
-        conn.inner.set_read_timeout(None).unwrap();
+        conn.send(words.collect::<Vec<_>>())?;
+        for _ in channels {
+            conn.recv()?;
+        }
+        conn.inner.set_read_timeout(None).map_err(|e| format!("lost: {e}"))?;
         let (sender, messages) = mpsc::channel();
         // Ends with its server, or when nobody listens any more.
         thread::spawn(move || {
@@ -1022,7 +1053,16 @@ impl Subscriber {
                 }
             }
         });
-        Subscriber { messages, fence, fences: 0 }
+        Ok(Subscriber { messages, fence, fences: 0 })
+    }
+
+    /// The next message, None after `deadline`. An error where the connection is lost.
+    pub fn poll(&mut self, deadline: Duration) -> Result<Option<Message>, String> {
+        match self.messages.recv_timeout(deadline) {
+            Ok(message) => Ok(Some(message)),
+            Err(mpsc::RecvTimeoutError::Timeout) => Ok(None),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err("lost".into()),
+        }
     }
 
     /// The next message, or None after `deadline`.

@@ -3,13 +3,16 @@
 // A helper that only some files use is no dead code.
 #[allow(dead_code)]
 mod harness;
+mod proxy;
 
 mod bad_input;
 mod cluster;
 mod commands;
+mod cuts;
 mod docs;
 mod events;
 mod examples;
+mod failover;
 mod follow;
 mod harness_test;
 mod history;

@@ -10,17 +10,17 @@ use std::time::Instant;
 
 const KEPT: (&str, &str) = ("presence.history-ttl-ms", "3600000");
 
-fn primary() -> Builder {
+pub fn primary() -> Builder {
     Server::builder().config(KEPT.0, KEPT.1).config("repl-diskless-sync-delay", "0")
 }
 
-fn replica_of(primary: &Server) -> Builder {
+pub fn replica_of(primary: &Server) -> Builder {
     self::primary().line(&format!("replicaof 127.0.0.1 {}", primary.port))
 }
 
 /// Waits until the replica is connected and has all that its primary had at the call.
 #[track_caller]
-fn sync(primary: &mut Conn, replica: &mut Conn) {
+pub fn sync(primary: &mut Conn, replica: &mut Conn) {
     wait_until("the link", SOON * 4, || {
         let info = replica.info("replication");
         info.get("master_link_status").is_some_and(|status| status == "up")
@@ -37,7 +37,7 @@ fn sync(primary: &mut Conn, replica: &mut Conn) {
 
 /// Digests of all keys, taken while nothing changes. Left out are those that are to expire: a paused primary keeps them
 /// beyond their time, and a replica hides them.
-fn digests(c: &mut Conn) -> BTreeMap<String, String> {
+pub fn digests(c: &mut Conn) -> BTreeMap<String, String> {
     let mut keys = texts(&c.ok("KEYS *"));
     keys.retain(|key| c.int(["PTTL", key]) == -1);
     keys.into_iter().map(|key| (c.digest(&key), key)).map(|(digest, key)| (key, digest)).collect()
@@ -45,7 +45,7 @@ fn digests(c: &mut Conn) -> BTreeMap<String, String> {
 
 /// Stops the sweep and compares. The primary's pause ends before this returns.
 #[track_caller]
-fn same(p: &mut Conn, r: &mut Conn) {
+pub fn same(p: &mut Conn, r: &mut Conn) {
     p.ok("CLIENT PAUSE 60000 WRITE");
     sync(p, r);
     let (ours, theirs) = (digests(p), digests(r));
@@ -54,15 +54,15 @@ fn same(p: &mut Conn, r: &mut Conn) {
 }
 
 /// Tells threads to end, also where the test fails before it does so itself.
-struct Over(AtomicBool);
+pub struct Over(pub AtomicBool);
 
 impl Over {
-    fn yet(&self) -> bool {
+    pub fn yet(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-struct EndOnDrop<'a>(&'a Over);
+pub struct EndOnDrop<'a>(pub &'a Over);
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
@@ -111,7 +111,7 @@ fn change(c: &mut Conn, rng: &mut impl Rng) {
 
 /// Events of one channel, by epoch: the ids of each must be 1, 2, 3 … from where it begins.
 #[track_caller]
-fn without_holes(events: &[Event]) {
+pub fn without_holes(events: &[Event]) {
     let mut last: BTreeMap<(Vec<u8>, i64), u64> = BTreeMap::new();
     for event in events {
         let (epoch, seq) = event.id();
@@ -360,6 +360,7 @@ fn pauses_and_shutdowns_with_lapses_due() {
     sync(&mut p, &mut r);
     for mode in ["WRITE", "ALL"] {
         let mut heard = p_server.subscribe(&["presence:s"]);
+        let mut at_r = r_server.subscribe(&["presence:s"]);
         for i in 0..200 {
             p.ok(args!["PRESENCE.ONLINE", "s", format!("u{i}"), "PX", 50 + i % 100]);
         }
@@ -370,25 +371,20 @@ fn pauses_and_shutdowns_with_lapses_due() {
             events.iter().filter(|e| e.kind() == "leave" && e.int("at") >= began + 400).count();
         assert!(late > 100, "{late} leaves came after the pause");
         without_holes(&events);
+        let raw = |events: &[Event]| events.iter().map(|e| e.raw.clone()).collect::<Vec<_>>();
+        assert_eq!(raw(&at_r.events(400, SOON)), raw(&events));
+        assert!(heard.so_far(&mut p).is_empty() && at_r.so_far(&mut p).is_empty());
     }
     // A replica that lags holds the shutdown up, and the server is paused meanwhile.
-    let replica_pid = r_server.pid().to_string();
-    let signal = |name: &str| {
-        assert!(std::process::Command::new("kill")
-            .args([name, &replica_pid])
-            .status()
-            .unwrap()
-            .success())
-    };
     for i in 0..500 {
         p.ok(args!["PRESENCE.ONLINE", "s", format!("u{i}"), "PX", 100 + i]);
     }
-    signal("-STOP");
+    signal(r_server.pid(), "STOP");
     for i in 0..500 {
         p.ok(args!["PRESENCE.ONLINE", "s", format!("v{i}"), "PX", 100 + i]);
     }
     p_server.stop(Stop::Save);
-    signal("-CONT");
+    signal(r_server.pid(), "CONT");
     assert!(!p_server.log().contains("ASSERT"), "{}", p_server.log());
     p_server.start_again();
     let mut p = p_server.connect();
