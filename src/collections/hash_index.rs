@@ -93,6 +93,18 @@ impl HashIndex {
         self.table(at)?.find(hash, skip, is)
     }
 
+    /// Reads a byte of what is looked at to find this hash, so that it is near when it is needed.
+    pub fn touch(&self, hash: u64) -> u8 {
+        let (at, skip) = self.table_of(hash);
+        self.table(at).map_or(0, |table| table.touch(hash, skip))
+    }
+
+    /// A number that is most probably the one filed under `hash`, if anything is.
+    pub fn guess(&self, hash: u64) -> Option<u32> {
+        let (at, skip) = self.table_of(hash);
+        self.table(at)?.guess(hash, skip)
+    }
+
     /// Files `id`, which must not be there yet. `hash_again` gives the hash of any filed number.
     pub fn insert(&mut self, hash: u64, id: u32, hash_again: impl Fn(u32) -> u64) {
         if self.len >= self.tables() * SPLIT_ABOVE {

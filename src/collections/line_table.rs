@@ -97,6 +97,19 @@ impl LineTable {
         })
     }
 
+    /// Reads a byte of the line to which the hash belongs, so that it is near when it is needed.
+    pub fn touch(&self, hash: u64, skip: u32) -> u8 {
+        let line = self.lines.get(self.home(hash, skip));
+        line.and_then(|line| line.tags.first()).copied().unwrap_or(EMPTY)
+    }
+
+    /// A number that is most probably the one filed under `hash`, if anything is.
+    pub fn guess(&self, hash: u64, skip: u32) -> Option<u32> {
+        let line = self.lines.get(self.home(hash, skip))?;
+        let same = same_as(&line.tags, tag(hash));
+        line.ids.get(same.trailing_zeros() as usize / 8).copied()
+    }
+
     /// The number filed under `hash` of which `is` says that it is the one.
     pub fn find(&self, hash: u64, skip: u32, is: impl FnMut(u32) -> bool) -> Option<u32> {
         let (line, place) = self.place(hash, skip, is)?;

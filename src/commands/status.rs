@@ -23,16 +23,17 @@ impl Command for Status {
     fn run(call: &Call) -> Outcome {
         let mut args = call.args();
         let name = args.required()?;
-        let mut checked = args.clone();
-        while let Some(user) = checked.next() {
-            parse::user(user)?;
+        let mut users = Vec::with_capacity(args.left());
+        while let Some(user) = args.next() {
+            users.push(parse::user(user)?);
         }
         let space = call.read(name)?;
-        call.ctx.reply_array(args.left());
-        while let Some(user) = args.next() {
-            let user = space.as_ref().zip(parse::user(user).ok());
-            let user = user.and_then(|(space, user)| space.user(user, call.now));
-            call.ctx.reply_count(user.map_or(0, |user| user.sessions().count()));
+        call.ctx.reply_array(users.len());
+        match &space {
+            Some(space) => {
+                space.statuses(&users, call.now).for_each(|count| call.ctx.reply_count(count));
+            }
+            None => users.iter().for_each(|_| call.ctx.reply_integer(0)),
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! the sweep and replayed effects all go this way.
 
 use super::context::Context;
+use super::listeners;
 use super::settings::{self, ChannelMode};
 use super::stats;
 use crate::codec;
@@ -28,7 +29,9 @@ thread_local! {
 /// What happened to one space in one go.
 pub struct Journal {
     batch: Vec<u8>,
-    /// Whether nothing is in the batch but leases, the earliest of which ends then.
+    /// Whether nobody would get the batch: leases alone are not written into it then.
+    unheard: bool,
+    /// Whether nothing is told but leases, the earliest of which ends then.
     only_leases: bool,
     earliest_lease: u64,
     /// So much of the batch is not worth handing on by itself: that the space begins, or was
@@ -53,6 +56,7 @@ impl Journal {
         let preface = batch.len();
         Journal {
             batch,
+            unheard: listeners::are_none(),
             only_leases: true,
             earliest_lease: u64::MAX,
             preface,
@@ -84,7 +88,7 @@ impl Journal {
 
     /// Whether something happened.
     pub fn is_empty(&self) -> bool {
-        self.batch.len() == self.preface && self.ends.is_empty()
+        self.batch.len() == self.preface && self.ends.is_empty() && self.earliest_lease == u64::MAX
     }
 
     /// Whether there is anything at all to hand on.
@@ -100,6 +104,11 @@ impl Journal {
     /// Whether all that happened is that leases were given.
     pub fn is_renewal(&self) -> bool {
         self.only_leases && !self.replaying && self.ends.is_empty()
+    }
+
+    /// Whether nobody would get what is handed on.
+    pub fn is_unheard(&self) -> bool {
+        self.unheard
     }
 
     /// The end of the lease that ends first, of those that were given.
@@ -154,6 +163,9 @@ impl Sink for Journal {
             Effect::Lease { lease, lingering, .. } => {
                 self.earliest_lease = self.earliest_lease.min(*lease);
                 stats::RENEWALS.add(u64::from(!lingering));
+                if self.unheard {
+                    return;
+                }
             }
             _ => self.only_leases = false,
         }

@@ -6,7 +6,6 @@ use super::context::Context;
 use super::datatype;
 use super::error::Error;
 use super::journal::{self, Journal};
-use super::listeners;
 use super::settings;
 use super::stats::{self, Size};
 use super::sweep;
@@ -299,7 +298,7 @@ impl<'a> SpaceKey<'a> {
             return false;
         }
         self.store();
-        if journal.is_replaying() || (journal.is_renewal() && listeners::are_none()) {
+        if journal.is_replaying() || (journal.is_renewal() && journal.is_unheard()) {
             self.ctx.replicate_verbatim();
         } else if journal.has_effects() {
             self.held().grace_untold = None;

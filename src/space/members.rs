@@ -22,6 +22,8 @@ use crate::collections::{hash_of, Blocks, DueHeap, HashIndex, Positions, Slab};
 
 /// Up to so many sessions a look through all of them is as quick as an index and costs nothing.
 const FEW: usize = 8;
+/// So many users are brought near at once: as many reads of memory as a processor has under way.
+pub const AT_ONCE: usize = 16;
 /// A page passes over so many users whose leases are over for each that it may return: in a space
 /// that most have left, a page may come back with fewer members than asked for.
 const LOOKS_A_MEMBER: usize = 32;
@@ -155,6 +157,29 @@ impl Members {
         indexes.by_session.find(hash_of(user, session), |id| {
             self.record(id).is_some_and(|record| record.is(user, session))
         })
+    }
+
+    /// Brings near what it takes to find these users, [`AT_ONCE`] at most. Each search waits for
+    /// memory twice, one after the other; here all wait for it together.
+    pub fn warm<'a>(&self, users: impl Iterator<Item = &'a [u8]>) {
+        let Some(indexes) = &self.indexes else { return };
+        let mut hashes = [0; AT_ONCE];
+        let mut count = 0;
+        for (hash, user) in hashes.iter_mut().zip(users) {
+            *hash = hash_of(user, b"");
+            count += 1;
+        }
+        let hashes = hashes.get(..count).unwrap_or_default();
+        let mut seen = 0;
+        for hash in hashes {
+            seen ^= indexes.by_user.touch(*hash);
+        }
+        for hash in hashes {
+            let block = indexes.by_user.guess(*hash).and_then(|id| self.blocks.get(id));
+            seen ^= block.and_then(|block| block.first()).copied().unwrap_or(0);
+        }
+        // Nothing is done with the bytes, but they must be read.
+        std::hint::black_box(seen);
     }
 
     /// How many sessions the user has, live or not.

@@ -20,7 +20,7 @@ pub use history::{History, Retention};
 pub use members::{OutOfTime, User};
 pub use record::Record;
 
-use members::Members;
+use members::{Members, AT_ONCE};
 use record::Packed;
 
 /// Unix time in milliseconds.
@@ -174,6 +174,19 @@ impl Space {
     /// A user who is online at `now`.
     pub fn user(&self, user: &str, now: Timestamp) -> Option<User<'_>> {
         self.members.user(user.as_bytes(), now)
+    }
+
+    /// How many live sessions each of the users has at `now`, in the order given.
+    pub fn statuses<'a>(
+        &'a self,
+        users: &'a [&str],
+        now: Timestamp,
+    ) -> impl Iterator<Item = usize> + 'a {
+        users.chunks(AT_ONCE).flat_map(move |some| {
+            self.members.warm(some.iter().map(|user| user.as_bytes()));
+            some.iter()
+                .map(move |user| self.user(user, now).map_or(0, |user| user.sessions().count()))
+        })
     }
 
     /// Everybody who is online at `now`.
@@ -517,8 +530,11 @@ impl Space {
         if self.is_closed() {
             return Err(Refusal::Closed);
         }
-        let places: Vec<Option<u32>> =
-            sessions.iter().map(|(user, session)| self.live(user, session, at.now)).collect();
+        let mut places = Vec::with_capacity(sessions.len());
+        for some in sessions.chunks(AT_ONCE) {
+            self.members.warm(some.iter().map(|(user, _)| user.as_bytes()));
+            places.extend(some.iter().map(|(user, session)| self.live(user, session, at.now)));
+        }
         let new: Vec<(&str, &str)> = sessions
             .iter()
             .zip(&places)
