@@ -104,7 +104,10 @@ impl<'a> Roster<'a> {
             kind => return Err(format!("unknown type {kind}")),
         };
         if !fits {
-            return Err(format!("of {had} sessions, this one {}there", if known.is_some() { "" } else { "not " }));
+            return Err(format!(
+                "of {had} sessions, this one {}there",
+                if known.is_some() { "" } else { "not " }
+            ));
         }
         let mut ended = Vec::new();
         if let Some(begin) = known.filter(|begin| begin.joined_at != event.joined_at) {
@@ -164,7 +167,13 @@ impl<'a> Checker<'a> {
 
     fn wrong(&mut self, rule: &'static str, event: &Event, text: String) {
         let (space, user) = (event.space.clone(), event.who.0.clone());
-        self.wrong.push(Wrong { rule, text: format!("{text}: {}", event.raw), space, user, at: event.at });
+        self.wrong.push(Wrong {
+            rule,
+            text: format!("{text}: {}", event.raw),
+            space,
+            user,
+            at: event.at,
+        });
     }
 
     fn wrong_op(&mut self, rule: &'static str, op: &Op, text: String) {
@@ -185,14 +194,17 @@ impl<'a> Checker<'a> {
         let heard = heard.skip_while(|heard| !is(heard, era.from));
         let heard = heard.take_while(|heard| to.is_none_or(|to| !is(heard, to)));
         // After a FAILOVER the same process passes on what the next one decides.
-        let handed_over =
-            next.filter(|next| to.is_none() && next.decider != era.decider && next.loss == Loss::Nothing);
+        let handed_over = next.filter(|next| {
+            to.is_none() && next.decider != era.decider && next.loss == Loss::Nothing
+        });
         let ours = |event: &&Event| {
             let begin = era.start.get(&event.space).map_or((0, 0), |read| read.id);
             event.id() > begin
                 && handed_over.is_none_or(|next| {
                     let end = next.start.get(&event.space).map_or((0, 0), |read| read.id);
-                    event.at < next.began.0 || event.id() <= end || end == (0, 0) && event.epoch < next.began.0
+                    event.at < next.began.0
+                        || event.id() <= end
+                        || end == (0, 0) && event.epoch < next.began.0
                 })
         };
         let events = heard.filter_map(|heard| match heard {
@@ -214,7 +226,8 @@ impl<'a> Checker<'a> {
             let last = decided.iter().map(|event| event.at).max().unwrap_or(i64::MIN);
             self.complete.push(if lossy { last } else { i64::MAX });
             let begin = era.start.values().flat_map(|read| &read.events);
-            let end = handed_on.into_iter().flat_map(BTreeMap::values).flat_map(|read| &read.events);
+            let end =
+                handed_on.into_iter().flat_map(BTreeMap::values).flat_map(|read| &read.events);
             let mut log: Log = BTreeMap::new();
             for event in begin.chain(decided).chain(end) {
                 let life = log.entry((event.space.as_str(), event.epoch)).or_default();
@@ -290,12 +303,23 @@ impl<'a> Checker<'a> {
                         self.wrong("heard out of order, twice or not at all", event, text);
                     }
                 }
+                if arrived < event.at {
+                    self.wrong("heard before it happened", event, format!("at {arrived}"));
+                }
                 match texts.get(&(event.space.as_str(), event.id())) {
                     Some(texts) if !texts.contains(event.raw.as_str()) => {
-                        self.wrong("nobody decided this", event, format!("at node {}, not {texts:?}", stream.node));
+                        self.wrong(
+                            "nobody decided this",
+                            event,
+                            format!("at node {}, not {texts:?}", stream.node),
+                        );
                     }
                     None if lossless => {
-                        self.wrong("nobody decided this", event, format!("at node {}", stream.node));
+                        self.wrong(
+                            "nobody decided this",
+                            event,
+                            format!("at node {}", stream.node),
+                        );
                     }
                     _ => {}
                 }
@@ -309,7 +333,9 @@ impl<'a> Checker<'a> {
         let mut vanished = Vec::new();
         for pair in lives.windows(2) {
             let [((space, _), before), ((other, epoch), after)] = pair else { continue };
-            let (Some(last), Some(first)) = (before.values().last(), after.values().next()) else { continue };
+            let (Some(last), Some(first)) = (before.values().last(), after.values().next()) else {
+                continue;
+            };
             if space == other && !self.was_ended(space, last.at, first.at) {
                 vanished.push((*first, format!("after {}, and nobody ended the space", last.raw)));
             }
@@ -317,7 +343,9 @@ impl<'a> Checker<'a> {
                 vanished.push((*first, "an epoch of the future".to_string()));
             }
         }
-        vanished.into_iter().for_each(|(event, why)| self.wrong("a life without a reason", event, why));
+        vanished
+            .into_iter()
+            .for_each(|(event, why)| self.wrong("a life without a reason", event, why));
     }
 
     /// Whether somebody may have ended the space in between.
@@ -332,7 +360,15 @@ impl<'a> Checker<'a> {
 
     /// What may hold of a session after the ops of an era: those that were answered before `sure` were done, those that
     /// were sent up to `until` may have been. With `before`, ops from that one on were not, and all others were.
-    fn may(&self, era: usize, space: &str, who: &Who, sure: i64, until: i64, before: Option<usize>) -> Vec<May> {
+    fn may(
+        &self,
+        era: usize,
+        space: &str,
+        who: &Who,
+        sure: i64,
+        until: i64,
+        before: Option<usize>,
+    ) -> Vec<May> {
         let mut may = vec![self.at_start(era, space, who)];
         for index in self.ops.get(&(era, space, who)).into_iter().flatten() {
             let op = &self.round.ops[*index];
@@ -373,7 +409,9 @@ impl<'a> Checker<'a> {
         if matches!(op.reply, Reply::Null | Reply::Refused(_)) {
             return None;
         }
-        let last = op.received.unwrap_or(self.round.eras[op.era].ended);
+        // What had no answer was done, if at all, before the process had ended.
+        let next = self.round.eras.get(op.era + 1).map_or(0, |next| next.began.1);
+        let last = op.received.unwrap_or(self.round.eras[op.era].ended.max(next));
         match op.what {
             What::Online { lease, .. } => {
                 let (least, most) = match lease {
@@ -400,7 +438,11 @@ impl<'a> Checker<'a> {
 
     /// For how long the server that decides was held up between two moments.
     fn held_up(&self, from: i64, to: i64) -> i64 {
-        self.round.held_up.iter().map(|(began, ended)| (ended.min(&to) - began.max(&from)).max(0)).sum()
+        self.round
+            .held_up
+            .iter()
+            .map(|(began, ended)| (ended.min(&to) - began.max(&from)).max(0))
+            .sum()
     }
 
     /// A session that is still there at a moment should have left long before.
@@ -440,7 +482,8 @@ impl<'a> Checker<'a> {
         let ops = self.ops.get(&(era, space, who)).into_iter().flatten();
         let asked = ops.map(|op| &self.round.ops[*op]).any(|op| {
             let done = !matches!(op.reply, Reply::Null | Reply::Refused(_));
-            let then = op.sent <= begin.at && op.received.is_none_or(|received| begin.at <= received);
+            let then =
+                op.sent <= begin.at && op.received.is_none_or(|received| begin.at <= received);
             done && then && matches!(&op.what, What::Online { meta, .. } if *meta == begin.meta)
         });
         if !asked {
@@ -450,7 +493,7 @@ impl<'a> Checker<'a> {
 
     fn ended(&mut self, era: usize, next: Option<&Era>, space: &str, who: &Who, end: &Event) {
         // What the next one decides before its first reading is in this log too: it had to give the grace.
-        let after = next.filter(|next| end.at > next.began.1);
+        let after = next.filter(|next| next.loss == Loss::Nothing && end.at > next.began.1);
         let floor = after.map_or(i64::MIN, |next| next.began.0 + self.round.grace);
         let (sure, until) = match after {
             Some(_) => (i64::MAX, i64::MAX),
@@ -469,7 +512,11 @@ impl<'a> Checker<'a> {
             }
         });
         if !fits {
-            self.wrong("left too early, or for another reason", end, format!("in era {era}, {may:?}"));
+            self.wrong(
+                "left too early, or for another reason",
+                end,
+                format!("in era {era}, {may:?}"),
+            );
         }
         if let Some(most) = self.is_late(&may, end.at) {
             self.wrong("left too late", end, format!("in era {era}, its lease ended at {most}"));
@@ -519,7 +566,14 @@ impl<'a> Checker<'a> {
     }
 
     fn is_due(&self, op: &Op, error: &str, received: i64) -> bool {
-        const OF_ROLES: [&str; 5] = ["READONLY", "UNBLOCKED", "EXECABORT", "MASTERDOWN", "LOADING"];
+        const OF_ROLES: [&str; 6] = [
+            "READONLY",
+            "UNBLOCKED",
+            "EXECABORT",
+            "MASTERDOWN",
+            "LOADING",
+            "ERR WAIT cannot be used with replica",
+        ];
         if OF_ROLES.iter().any(|word| error.starts_with(word)) {
             return true;
         }
@@ -542,12 +596,21 @@ impl<'a> Checker<'a> {
                     }
             });
             if !is_there {
-                self.wrong_op("an answered ONLINE had no effect", op, format!("no session {who:?}"));
+                self.wrong_op(
+                    "an answered ONLINE had no effect",
+                    op,
+                    format!("no session {who:?}"),
+                );
             }
         }
         let joins = |from: i64, to: i64| {
-            let is_join = |span: &&Span| span.begin.kind == "join" && (from..=to).contains(&span.begin.at);
-            op.who.iter().flat_map(|who| self.spans[op.era].get(&(op.space.as_str(), who))).flatten().any(|s| is_join(&s))
+            let is_join =
+                |span: &&Span| span.begin.kind == "join" && (from..=to).contains(&span.begin.at);
+            op.who
+                .iter()
+                .flat_map(|who| self.spans[op.era].get(&(op.space.as_str(), who)))
+                .flatten()
+                .any(|s| is_join(&s))
         };
         // Of two in one MULTI it cannot be told which one a join is of.
         let near = [index.wrapping_sub(1), index + 1];
@@ -555,7 +618,9 @@ impl<'a> Checker<'a> {
             near.client == op.client && (near.sent, near.received) == (op.sent, op.received)
         });
         let told = matches!(op.reply, Reply::Count(n) if n > 0);
-        if told && !joins(op.sent, received) || !told && !is_paired && joins(op.sent + 1, received - 1) {
+        if told && !joins(op.sent, received)
+            || !told && !is_paired && joins(op.sent + 1, received - 1)
+        {
             self.wrong_op("the reply to ONLINE and the events differ", op, String::new());
         }
     }
@@ -585,7 +650,8 @@ impl<'a> Checker<'a> {
 
     fn message(&mut self, op: &Op, text: &str) {
         let Reply::Id(epoch, seq) = op.reply else { return };
-        let event = self.logs[op.era].get(&(op.space.as_str(), epoch)).and_then(|life| life.get(&seq));
+        let event =
+            self.logs[op.era].get(&(op.space.as_str(), epoch)).and_then(|life| life.get(&seq));
         if event.is_none_or(|event| event.kind != "message" || event.message != text) {
             self.wrong_op("an answered MESSAGE had no effect", op, format!("{event:?}"));
         }
@@ -679,12 +745,14 @@ impl<'a> Checker<'a> {
         let is_grace = |until: i64| grace > 0 && (floor..=next.began.1 + grace).contains(&until);
         let may = self.may(era, &read.space, who, sure, i64::MAX, None);
         let shown = read.members.get(who).map(|session| session.expires_at);
-        let inherited = next.inherited.as_ref().and_then(|all| all.get(&read.space)?.members.get(who));
+        let inherited =
+            next.inherited.as_ref().and_then(|all| all.get(&read.space)?.members.get(who));
         let fits = |may: &May| match (*may, shown) {
             (May::BeOver, _) => false,
             (May::Last { least, .. }, None) => least.max(floor) <= read.received,
             (May::Last { least, most, .. }, Some(until)) => {
-                until >= floor && least <= until && until <= most || is_grace(until) && least <= until
+                until >= floor && least <= until && until <= most
+                    || is_grace(until) && least <= until
             }
         };
         let exact = match (inherited.map(|session| session.expires_at), shown) {
@@ -693,14 +761,17 @@ impl<'a> Checker<'a> {
             (None, _) => true,
         };
         if !may.iter().any(fits) || !exact {
-            let (rule, space, user) = ("a lease after a takeover", read.space.clone(), who.0.clone());
+            let (rule, space, user) =
+                ("a lease after a takeover", read.space.clone(), who.0.clone());
             let text = format!(
                 "{who:?} in {space}: era {}, {}, began at {:?}; read at {}: lease {shown:?}, on the replica {inherited:?}; {may:?}",
                 era + 1, next.how, next.began, read.received
             );
             self.wrong.push(Wrong { rule, text, space, user, at: read.received });
         }
-        let given = |until: i64| may.iter().any(|may| matches!(*may, May::Last { least, most, .. } if (least..=most).contains(&until)));
+        let given = |until: i64| {
+            may.iter().any(|may| matches!(*may, May::Last { least, most, .. } if (least..=most).contains(&until)))
+        };
         graces.extend(shown.filter(|until| !given(*until)));
     }
 
@@ -708,12 +779,17 @@ impl<'a> Checker<'a> {
 
     /// A snapshot is what the events up to it make, without those whose leases are over.
     fn glimpses(&mut self) {
-        let eras = self.round.eras.iter().flat_map(|era| era.start.values().chain(era.inherited.iter().flat_map(BTreeMap::values)));
+        let eras = self.round.eras.iter().flat_map(|era| {
+            era.start.values().chain(era.inherited.iter().flat_map(BTreeMap::values))
+        });
         for read in eras.chain(self.round.finals.iter().flat_map(BTreeMap::values)) {
             self.snapshot(read, None);
         }
         for glimpse in &self.round.glimpses {
-            self.snapshot(&glimpse.read, glimpse.era);
+            // At the turn of an era it is not known which of the two answered.
+            let ends = |era: &usize| self.round.eras[*era].ended;
+            let era = glimpse.era.filter(|era| glimpse.read.received < ends(era));
+            self.snapshot(&glimpse.read, era);
         }
     }
 
@@ -742,8 +818,13 @@ impl<'a> Checker<'a> {
             self.wrong.push(wrong(format!("{} users, {} sessions", read.users, read.sessions)));
         }
         for (who, session) in &read.members {
-            if roster.meta.get(who).is_none_or(|meta| **meta != session.meta) || !roster.sessions.contains_key(who) {
-                self.wrong.push(Wrong { user: who.0.clone(), ..wrong(format!("{who:?} {session:?} is shown")) });
+            if roster.meta.get(who).is_none_or(|meta| **meta != session.meta)
+                || !roster.sessions.contains_key(who)
+            {
+                self.wrong.push(Wrong {
+                    user: who.0.clone(),
+                    ..wrong(format!("{who:?} {session:?} is shown"))
+                });
             }
         }
         let Some(era) = era else { return };
@@ -752,7 +833,10 @@ impl<'a> Checker<'a> {
             // Who ends a session is in the events or not; here it matters whether the lease is over.
             let may: Vec<_> = may.into_iter().filter(|may| *may != May::BeOver).collect();
             if let Err(why) = agrees(&may, read.members.get(who), read.sent, read.received) {
-                self.wrong.push(Wrong { user: who.0.clone(), ..wrong(format!("{who:?} {why}, {may:?}")) });
+                self.wrong.push(Wrong {
+                    user: who.0.clone(),
+                    ..wrong(format!("{who:?} {why}, {may:?}"))
+                });
             }
         }
     }
@@ -763,9 +847,12 @@ impl<'a> Checker<'a> {
             let (space, user) = Default::default();
             self.wrong.push(Wrong { rule, text, space, user, at: 0 });
         }
-        let of = |read: &SpaceRead| (read.id, read.events.iter().map(|e| e.raw.clone()).collect::<Vec<_>>());
+        let of = |read: &SpaceRead| {
+            (read.id, read.events.iter().map(|e| e.raw.clone()).collect::<Vec<_>>())
+        };
         let finals = self.round.finals.iter();
-        let finals = finals.map(|reading| format!("{:?}", reading.values().map(of).collect::<Vec<_>>()));
+        let finals =
+            finals.map(|reading| format!("{:?}", reading.values().map(of).collect::<Vec<_>>()));
         let finals: BTreeSet<_> = finals.collect();
         let digests = self.round.digests.iter();
         let differ = digests.filter(|of| of.iter().any(|(_, digests)| *digests != of[0].1));
@@ -773,7 +860,12 @@ impl<'a> Checker<'a> {
         if finals.len() > 1 {
             texts.push(format!("events differ in the end: {finals:?}"));
         }
-        let ghosts = self.round.finals.iter().flat_map(BTreeMap::values).filter(|read| !read.members.is_empty());
+        let ghosts = self
+            .round
+            .finals
+            .iter()
+            .flat_map(BTreeMap::values)
+            .filter(|read| !read.members.is_empty());
         texts.extend(ghosts.map(|read| format!("still there in the end: {:?}", read.members)));
         for text in texts {
             let (rule, space, user) = ("nodes in the end", String::new(), String::new());
@@ -783,7 +875,12 @@ impl<'a> Checker<'a> {
 }
 
 /// Whether a session that is shown, or is not, fits what may hold of it.
-fn agrees(may: &[May], shown: Option<&SessionRead>, sent: i64, received: i64) -> Result<(), &'static str> {
+fn agrees(
+    may: &[May],
+    shown: Option<&SessionRead>,
+    sent: i64,
+    received: i64,
+) -> Result<(), &'static str> {
     let fits = |may: &May| match (*may, shown) {
         (May::BeOver, shown) => shown.is_none(),
         (May::Last { least, .. }, None) => least <= received,

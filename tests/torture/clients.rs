@@ -302,7 +302,7 @@ pub fn read(plan: &Plan, shared: &Shared) {
             Ok(read) => {
                 let after = shared.primary();
                 let era = before.filter(|(_, p)| before == after && *p == port).map(|(era, _)| era);
-                shared.glimpses.lock().unwrap().push(Glimpse { node, era, read });
+                shared.glimpses.lock().unwrap().push(Glimpse { era, read });
             }
             Err(_) => drop(conns.remove(&port)),
         }

@@ -222,8 +222,7 @@ impl<'a> Cluster<'a> {
         let upstream = self.upstream_port(old).unwrap();
         let mark = self.marks.to_string();
         let demote = args!["REPLICAOF", "127.0.0.1", upstream.to_string()];
-        let replies =
-            self.dial(old).batch([demote, args!["PUBLISH", "torture:mark", mark]]);
+        let replies = self.dial(old).batch([demote, args!["PUBLISH", "torture:mark", mark]]);
         for reply in replies {
             reply?;
         }

@@ -12,7 +12,8 @@
 //! - `checker`  is what was recorded right? A pure function; `checker_test` shows it each kind of fault
 //! - `report`   what a failure prints
 //!
-//! `PRESENCE_TORTURE_SECONDS` is the length of the run (25), `PRESENCE_SEED` its seed (another one in each run).
+//! `PRESENCE_TORTURE_SECONDS` is the length of the run (25), `PRESENCE_SEED` its seed (another one in each run),
+//! `PRESENCE_TORTURE_ROUND` the round that it begins with (0).
 
 #[allow(dead_code)]
 #[path = "../integration/harness.rs"]
@@ -45,9 +46,10 @@ fn nothing_is_lost_doubled_early_or_late() {
     let seed = number("PRESENCE_SEED").unwrap_or_else(|| harness::now_ms() as u64 % 1_000_000_000);
     println!("torture: seed {seed}, {seconds} s, {}", harness::server_path().display());
     let end = Instant::now() + Duration::from_secs(seconds);
-    for number in 0.. {
+    let first = number("PRESENCE_TORTURE_ROUND").unwrap_or(0);
+    for number in first.. {
         let left = end.saturating_duration_since(Instant::now());
-        if number > 0 && left < AROUND {
+        if number > first && left < AROUND {
             break;
         }
         let length = left.saturating_sub(AROUND).clamp(Duration::from_secs(6), plan::LONGEST);

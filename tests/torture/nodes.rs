@@ -169,7 +169,6 @@ pub fn read_space(c: &mut Conn, space: &str) -> Result<SpaceRead, String> {
     })
 }
 
-
 /// The sessions of a user, as they are recorded.
 pub fn sessions(user: &str, all: &[Session]) -> BTreeMap<Who, SessionRead> {
     let read = |s: &Session| SessionRead { expires_at: s.expires_at, meta: s.meta.clone() };

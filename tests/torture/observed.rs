@@ -152,7 +152,6 @@ pub type Reading = BTreeMap<String, SpaceRead>;
 /// A space as it was read somewhere while things went on.
 #[derive(Clone, Debug)]
 pub struct Glimpse {
-    pub node: usize,
     /// Where it was read from the server that decided.
     pub era: Option<usize>,
     pub read: SpaceRead,

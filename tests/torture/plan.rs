@@ -132,13 +132,28 @@ pub struct Act {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verb {
-    Online { session: usize, time: Time, meta: Option<u32>, condition: Option<&'static str> },
+    Online {
+        session: usize,
+        time: Time,
+        meta: Option<u32>,
+        condition: Option<&'static str>,
+    },
     /// `USERS n`: some users of this client.
-    OnlineMany { users: Vec<String>, time: Time },
+    OnlineMany {
+        users: Vec<String>,
+        time: Time,
+    },
     /// `SESSIONS n`: all sessions of the user.
-    OnlineAll { time: Time },
-    Offline { session: Option<usize>, linger: i64 },
-    Message { text: u32 },
+    OnlineAll {
+        time: Time,
+    },
+    Offline {
+        session: Option<usize>,
+        linger: i64,
+    },
+    Message {
+        text: u32,
+    },
     Look,
     Wait,
 }
@@ -243,11 +258,9 @@ fn replicated(rng: &mut StdRng, aof: bool) -> Fault {
         40..44 => Fault::Reload,
         44..47 => Fault::ReloadReplica { replica },
         47..53 => Fault::Stop { node: rng.random_range(0..3), hold: rng.random_range(50..600) },
-        53..65 => Fault::Cut {
-            replica,
-            silent: rng.random_bool(0.5),
-            hold: rng.random_range(10..800),
-        },
+        53..65 => {
+            Fault::Cut { replica, silent: rng.random_bool(0.5), hold: rng.random_range(10..800) }
+        }
         65..72 => Fault::Compare,
         _ => anywhere(rng),
     }

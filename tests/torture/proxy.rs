@@ -92,11 +92,8 @@ fn connect(state: &Arc<State>, replica: TcpStream) {
         let _ = end.set_nonblocking(false);
         let _ = end.set_read_timeout(Some(Duration::from_millis(20)));
     }
-    let link = Arc::new(Link {
-        state: state.clone(),
-        peer: AtomicU16::new(0),
-        ends: [replica, node],
-    });
+    let link =
+        Arc::new(Link { state: state.clone(), peer: AtomicU16::new(0), ends: [replica, node] });
     for (from, to) in [(0, 1), (1, 0)] {
         let link = link.clone();
         thread::spawn(move || {
@@ -132,7 +129,8 @@ impl Link {
             };
             if listening {
                 beginning.extend_from_slice(read);
-                let heard = if from == 0 { self.announced(&beginning) } else { self.told(&beginning) };
+                let heard =
+                    if from == 0 { self.announced(&beginning) } else { self.told(&beginning) };
                 listening = !heard && beginning.len() < 1 << 20;
             }
             // What was read while the cut came is held back as well.

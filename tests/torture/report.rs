@@ -11,12 +11,12 @@ const SHOWN: usize = 8;
 const LAST_OPS: usize = 12;
 
 pub fn summary(plan: &Plan, round: &Round, took: Duration) -> String {
-    let events = round.eras.iter().map(|era| &round.streams[era.stream]);
     let streams: std::collections::BTreeSet<_> = round.eras.iter().map(|era| era.stream).collect();
-    drop(events);
     let heard: usize = streams
         .iter()
-        .map(|s| round.streams[*s].heard.iter().filter(|h| matches!(h, Heard::Event { .. })).count())
+        .map(|s| {
+            round.streams[*s].heard.iter().filter(|h| matches!(h, Heard::Event { .. })).count()
+        })
         .sum();
     let lossy = round.eras.iter().filter(|era| era.loss == Loss::Tail).count();
     format!(
@@ -47,7 +47,11 @@ pub fn failure(plan: &Plan, round: &Round, wrong: &[Wrong]) -> String {
     }
     let first = &wrong[0];
     if !first.user.is_empty() {
-        let _ = writeln!(w, "the last commands about {} in {}, up to then and a few more:", first.user, first.space);
+        let _ = writeln!(
+            w,
+            "the last commands about {} in {}, up to then and a few more:",
+            first.user, first.space
+        );
         let ops: Vec<_> = round
             .ops
             .iter()
@@ -56,7 +60,11 @@ pub fn failure(plan: &Plan, round: &Round, wrong: &[Wrong]) -> String {
             .collect();
         let then = ops.iter().filter(|op| op.sent <= first.at).count();
         for op in &ops[then.saturating_sub(LAST_OPS)..(then + 3).min(ops.len())] {
-            let _ = writeln!(w, "  {}..{:?} era {} {:?} {:?} -> {:?}", op.sent, op.received, op.era, op.who, op.what, op.reply);
+            let _ = writeln!(
+                w,
+                "  {}..{:?} era {} {:?} {:?} -> {:?}",
+                op.sent, op.received, op.era, op.who, op.what, op.reply
+            );
         }
         for (number, stream) in round.streams.iter().enumerate() {
             let events: Vec<_> = stream
@@ -84,12 +92,16 @@ pub fn failure(plan: &Plan, round: &Round, wrong: &[Wrong]) -> String {
     }
     let _ = writeln!(w, "who decided:");
     for era in &round.eras {
-        let _ = writeln!(w, "  {:?}..{} node {} {} {:?}", era.began, era.ended, era.decider, era.how, era.loss);
+        let _ = writeln!(
+            w,
+            "  {:?}..{} node {} {} {:?}",
+            era.began, era.ended, era.decider, era.how, era.loss
+        );
     }
     let _ = writeln!(w, "full synchronisations: {:?}", round.full_syncs);
     let _ = writeln!(
         w,
-        "{} with {}\n\nthe same clients and faults again (when exactly each happens is up to the machine):\n  make torture SEED={} SECONDS=…   # this was round {}",
+        "{} with {}\n\nthe same clients and faults again (when exactly each happens is up to the machine):\n  make torture SEED={} ROUND={}",
         server_path().display(),
         module_path().display(),
         plan.seed,
