@@ -1,7 +1,7 @@
 //! Clients, each the only one that writes its users; and the reader, who looks at spaces on any node.
 
 use crate::harness::*;
-use crate::nodes::{read_space, sessions};
+use crate::nodes::{read_space, sessions, Place};
 use crate::observed::{Glimpse, Lease, Op, Reply, What, Who};
 use crate::plan::{Act, Plan, Time, Verb, SESSIONS, SPACES};
 use std::collections::BTreeMap;
@@ -298,7 +298,7 @@ pub fn read(plan: &Plan, shared: &Shared) {
             entry.insert(conn);
         }
         let conn = conns.get_mut(&port).unwrap();
-        match read_space(conn, SPACES[space]) {
+        match read_space(conn, SPACES[space], &Place::of(SPACES[space])) {
             Ok(read) => {
                 let after = shared.primary();
                 let era = before.filter(|(_, p)| before == after && *p == port).map(|(era, _)| era);

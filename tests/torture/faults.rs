@@ -2,8 +2,8 @@
 
 use crate::clients::{self, Shared};
 use crate::harness::*;
-use crate::nodes::{mark, offset, read_all, replication, wait, Node, Recorder};
-use crate::observed::{Era, Loss, Op, Reading, Reply, Round, What};
+use crate::nodes::{mark, offset, read_all, replication, wait, Node, Place, Recorder};
+use crate::observed::{Era, Loss, Op, Reading, Reply, Round, What, AWAY};
 use crate::plan::{Fault, Plan, Topology, Trip, SPACES};
 use crate::proxy::Cut;
 use std::sync::RwLockWriteGuard;
@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Longer than any lease that clients ask for.
-const LONGEST_LEASE: Duration = Duration::from_secs(6);
+const LONGEST_LEASE: Duration = Duration::from_secs(9);
 
 /// Plays a round and returns what was observed.
 pub fn play(plan: &Plan, length: Duration) -> Round {
@@ -47,6 +47,10 @@ struct Cluster<'a> {
     /// Whom each replicates.
     upstream: Vec<Option<usize>>,
     primary: usize,
+    /// The id of the primary's history, when all had settled.
+    history: String,
+    /// Where each space is.
+    places: Vec<Place>,
     streams: usize,
     marks: usize,
     round: Round,
@@ -65,8 +69,19 @@ impl<'a> Cluster<'a> {
         *shared.ports.lock().unwrap() = nodes.iter().map(|node| node.server.port).collect();
         let round = Round { grace: plan.grace, ..Round::default() };
         let streams = nodes.len();
-        let mut cluster =
-            Cluster { plan, shared, nodes, upstream, primary: 0, streams, marks: 0, round };
+        let places = SPACES.iter().map(|space| Place::of(space)).collect();
+        let mut cluster = Cluster {
+            plan,
+            shared,
+            nodes,
+            upstream,
+            primary: 0,
+            history: String::new(),
+            places,
+            streams,
+            marks: 0,
+            round,
+        };
         let began = cluster
             .follow_all()
             .and_then(|()| cluster.settle())
@@ -163,7 +178,7 @@ impl<'a> Cluster<'a> {
         let mut c = self.dial(self.primary);
         self.marks += 1;
         mark(&mut c, self.marks)?;
-        let start = read_all(&mut c)?;
+        let start = read_all(&mut c, &self.places)?;
         if let Some(last) = self.round.eras.last_mut().filter(|last| last.ended == 0) {
             last.ended = began.0;
         }
@@ -232,10 +247,17 @@ impl<'a> Cluster<'a> {
 
     /// The replica that is furthest becomes primary, the others its replicas, or in a chain.
     fn promote(&mut self, how: &str, old: usize, ended: i64, chain: bool) -> Done {
-        let furthest = |node: &usize| offset(&mut self.dial(*node), "slave_repl_offset");
+        // Offsets can be compared within one history only.
+        let furthest = |node: &usize| {
+            let mut c = self.dial(*node);
+            (
+                replication(&mut c, "master_replid") == self.history,
+                offset(&mut c, "slave_repl_offset"),
+            )
+        };
         let heir = self.others(old).max_by_key(furthest).unwrap();
         let mut c = self.dial(heir);
-        let inherited = read_all(&mut c)?;
+        let inherited = read_all(&mut c, &self.places)?;
         let began = now_ms();
         c.try_cmd("REPLICAOF NO ONE")?;
         let began = (began, now_ms());
@@ -346,6 +368,36 @@ impl<'a> Cluster<'a> {
         c.try_cmd("EXEC").map(drop)
     }
 
+    /// All spaces go to other places, and stay there. Where there is no such space, nothing happens.
+    fn go_away(&mut self) -> Done {
+        let mut c = self.dial(self.primary);
+        let trips = self.plan.last_trips.iter().copied();
+        if self.plan.last_trips[0] == Trip::Swap {
+            c.try_cmd("SWAPDB 0 1")?;
+            self.places.iter_mut().for_each(|place| place.db = 1);
+            return Ok(());
+        }
+        for ((space, place), trip) in SPACES.iter().zip(&mut self.places).zip(trips) {
+            let away = format!("{AWAY}{space}");
+            let script = match trip {
+                Trip::Rename => "redis.call('RENAME', KEYS[1], KEYS[2])",
+                Trip::Copy => "redis.call('COPY', KEYS[1], KEYS[2]) redis.call('DEL', KEYS[1])",
+                Trip::Restore => {
+                    "redis.call('RESTORE', KEYS[2], 0, redis.call('DUMP', KEYS[1])) redis.call('DEL', KEYS[1])"
+                }
+                Trip::Move | Trip::Swap => "redis.call('MOVE', KEYS[1], 1)",
+            };
+            let script =
+                format!("if redis.call('EXISTS', KEYS[1]) == 1 then {script} end return 1");
+            c.try_cmd(args!["EVAL", script, 2, space, &away])?;
+            match trip {
+                Trip::Move | Trip::Swap => place.db = 1,
+                _ => place.key = away,
+            }
+        }
+        Ok(())
+    }
+
     // ---- comparing ---------------------------------------------------------------------------
 
     /// Stops the primary's decisions and compares all nodes.
@@ -364,24 +416,42 @@ impl<'a> Cluster<'a> {
     }
 
     fn digests(&self, c: &mut Conn) -> Result<Vec<(String, Vec<String>)>, String> {
-        let wanted = offset(c, "master_repl_offset");
-        let mut all = Vec::new();
-        for node in [self.primary].into_iter().chain(self.others(self.primary)) {
+        self.await_replicas(c)?;
+        let nodes = [self.primary].into_iter().chain(self.others(self.primary));
+        let digest = |n: &mut Conn, place: &Place| {
+            n.ok(args!["SELECT", place.db]);
+            n.digest(&place.key)
+        };
+        let of_node = |node: usize| {
             let mut n = self.dial(node);
-            if node != self.primary {
-                wait("a replica to catch up", || offset(&mut n, "slave_repl_offset") >= wanted)?;
-            }
-            all.push((format!("node {node}"), SPACES.iter().map(|s| n.digest(s)).collect()));
+            self.places.iter().map(|place| digest(&mut n, place)).collect()
+        };
+        Ok(nodes.map(|node| (format!("node {node}"), of_node(node))).collect())
+    }
+
+    /// Waits until all replicas have what the primary has now.
+    fn await_replicas(&self, primary: &mut Conn) -> Done {
+        let wanted = offset(primary, "master_repl_offset");
+        for node in self.others(self.primary) {
+            let mut n = self.dial(node);
+            wait("a replica to catch up", || offset(&mut n, "slave_repl_offset") >= wanted)?;
         }
-        Ok(all)
+        Ok(())
     }
 
     /// Waits until everybody has lapsed, and reads what there is in the end.
     fn wind_down(&mut self) -> Done {
         self.heal();
         self.settle()?;
+        self.go_away()?;
+        if self.plan.last_crash {
+            self.await_replicas(&mut self.dial(self.primary))?;
+            match self.plan.topology {
+                Topology::Single => self.restart_primary(Stop::Kill)?,
+                _ => self.kill_and_promote(false)?,
+            }
+        }
         let mut c = self.dial(self.primary);
-        thread::sleep(ms(20));
         let ghosts = |c: &mut Conn| -> i64 {
             let users = c.info("everything").get("presence_users").cloned();
             users.and_then(|n| n.parse().ok()).unwrap_or(-1)
@@ -401,7 +471,7 @@ impl<'a> Cluster<'a> {
         self.compare()?;
         let nodes: Vec<_> = [self.primary].into_iter().chain(self.others(self.primary)).collect();
         for node in nodes {
-            let reading = read_all(&mut self.dial(node))?;
+            let reading = read_all(&mut self.dial(node), &self.places)?;
             self.round.finals.push(reading);
         }
         self.look_for_deaths()
@@ -471,12 +541,15 @@ impl<'a> Cluster<'a> {
         self.nodes.iter().for_each(|node| node.proxy.heal());
     }
 
-    /// Waits until all links are up.
-    fn settle(&self) -> Done {
-        for node in (0..self.nodes.len()).filter(|node| self.upstream[*node].is_some()) {
+    /// Waits until all links are up, and all nodes have the history of the primary: a replica's own replica may be up
+    /// while what it has is another's.
+    fn settle(&mut self) -> Done {
+        self.history = replication(&mut self.dial(self.primary), "master_replid");
+        for node in self.others(self.primary) {
             let mut c = self.dial(node);
             wait(&format!("the link of node {node}"), || {
                 replication(&mut c, "master_link_status") == "up"
+                    && replication(&mut c, "master_replid") == self.history
             })?;
         }
         Ok(())

@@ -12,7 +12,7 @@
 //! - `checker`  is what was recorded right? A pure function; `checker_test` shows it each kind of fault
 //! - `report`   what a failure prints
 //!
-//! `PRESENCE_TORTURE_SECONDS` is the length of the run (25), `PRESENCE_SEED` its seed (another one in each run),
+//! `PRESENCE_TORTURE_SECONDS` is the length of the run (30), `PRESENCE_SEED` its seed (another one in each run),
 //! `PRESENCE_TORTURE_ROUND` the round that it begins with (0).
 
 #[allow(dead_code)]
@@ -33,7 +33,7 @@ mod report;
 use std::time::{Duration, Instant};
 
 /// What a round takes beside its plan: servers start, everybody lapses.
-const AROUND: Duration = Duration::from_secs(6);
+const AROUND: Duration = Duration::from_secs(5);
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
@@ -42,7 +42,7 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn nothing_is_lost_doubled_early_or_late() {
-    let seconds = number("PRESENCE_TORTURE_SECONDS").unwrap_or(25);
+    let seconds = number("PRESENCE_TORTURE_SECONDS").unwrap_or(30);
     let seed = number("PRESENCE_SEED").unwrap_or_else(|| harness::now_ms() as u64 % 1_000_000_000);
     println!("torture: seed {seed}, {seconds} s, {}", harness::server_path().display());
     let end = Instant::now() + Duration::from_secs(seconds);
@@ -52,7 +52,7 @@ fn nothing_is_lost_doubled_early_or_late() {
         if number > first && left < AROUND {
             break;
         }
-        let length = left.saturating_sub(AROUND).clamp(Duration::from_secs(6), plan::LONGEST);
+        let length = left.saturating_sub(AROUND).clamp(Duration::from_secs(5), plan::LONGEST);
         let plan = plan::Plan::new(seed, number);
         let began = Instant::now();
         let round = faults::play(&plan, length);

@@ -66,7 +66,7 @@ fn heard_as(channel: &[u8], payload: &[u8]) -> Heard {
         return text.parse().map_or(Heard::Noise(text), Heard::Mark);
     }
     match Event::parse(&text) {
-        Some(event) if channel == format!("presence:{}", event.space).as_bytes() => {
+        Some(event) if channel == event.channel().as_bytes() => {
             Heard::Event { arrived: now_ms(), event }
         }
         _ => Heard::Noise(format!("{}: {text}", channel.escape_ascii())),
@@ -145,12 +145,26 @@ pub fn wait(what: &str, mut cond: impl FnMut() -> bool) -> Result<(), String> {
     Ok(())
 }
 
+/// Where a space is: database and key. In the end it may be elsewhere than at its name.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub db: i64,
+    pub key: String,
+}
+
+impl Place {
+    pub fn of(space: &str) -> Place {
+        Place { db: 0, key: space.to_string() }
+    }
+}
+
 /// Reads a space, members and events as of one moment.
-pub fn read_space(c: &mut Conn, space: &str) -> Result<SpaceRead, String> {
+pub fn read_space(c: &mut Conn, space: &str, place: &Place) -> Result<SpaceRead, String> {
     let sent = now_ms();
+    c.try_cmd(args!["SELECT", place.db])?;
     c.try_cmd("MULTI")?;
-    c.try_cmd(["PRESENCE.SPACE", space, "WITHSESSIONS"])?;
-    c.try_cmd(["PRESENCE.EVENTS", space])?;
+    c.try_cmd(["PRESENCE.SPACE", &place.key, "WITHSESSIONS"])?;
+    c.try_cmd(["PRESENCE.EVENTS", &place.key])?;
     let reply = c.try_cmd("EXEC")?;
     let Value::Array(replies) = reply else { return Err(format!("EXEC: {reply:?}")) };
     let received = now_ms();
@@ -175,6 +189,7 @@ pub fn sessions(user: &str, all: &[Session]) -> BTreeMap<Who, SessionRead> {
     all.iter().map(|s| ((user.to_string(), s.session.clone()), read(s))).collect()
 }
 
-pub fn read_all(c: &mut Conn) -> Result<Reading, String> {
-    SPACES.iter().map(|space| Ok((space.to_string(), read_space(c, space)?))).collect()
+pub fn read_all(c: &mut Conn, places: &[Place]) -> Result<Reading, String> {
+    let spaces = SPACES.iter().zip(places);
+    spaces.map(|(space, at)| Ok((space.to_string(), read_space(c, space, at)?))).collect()
 }

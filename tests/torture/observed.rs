@@ -70,11 +70,15 @@ pub struct SessionRead {
     pub meta: Option<String>,
 }
 
+/// What a space is called that has gone away from its name: this and the name.
+pub const AWAY: &str = "away:";
+
 /// An event as it was published.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     pub epoch: i64,
     pub seq: u64,
+    /// The name that it had at first.
     pub space: String,
     pub kind: String,
     pub who: Who,
@@ -95,7 +99,7 @@ impl Event {
         Some(Event {
             epoch: epoch.parse().ok()?,
             seq: seq.parse().ok()?,
-            space: text("space"),
+            space: text("space").trim_start_matches(AWAY).to_string(),
             kind: text("type"),
             who: (text("user"), text("session")),
             reason: text("reason"),
@@ -106,6 +110,12 @@ impl Event {
             at: json["at"].as_i64()?,
             raw: raw.to_string(),
         })
+    }
+
+    /// Where it has to be published.
+    pub fn channel(&self) -> String {
+        let away = if self.raw.contains(r#""space":"away:"#) { AWAY } else { "" };
+        format!("presence:{away}{}", self.space)
     }
 
     pub fn id(&self) -> (i64, u64) {

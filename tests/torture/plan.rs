@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng};
 use std::time::Duration;
 
 /// The longest plan of a round.
-pub const LONGEST: Duration = Duration::from_secs(16);
+pub const LONGEST: Duration = Duration::from_secs(12);
 pub const SPACES: [&str; 4] = ["t0", "t1", "t2", "t3"];
 pub const SESSIONS: [&str; 3] = ["", "a", "b"];
 pub const CLIENTS: usize = 6;
@@ -36,6 +36,10 @@ pub struct Plan {
     pub diskless: &'static str,
     /// How far the clock of each client is wrong.
     pub skews: Vec<i64>,
+    /// How each space goes to another place in the end, where all in it are to lapse.
+    pub last_trips: Vec<Trip>,
+    /// And whether another server decides then, or the same after a crash.
+    pub last_crash: bool,
 }
 
 /// A fault, after so many ms of nothing but clients. Nodes are numbers modulo however many there are to choose from.
@@ -176,7 +180,8 @@ impl Plan {
     pub fn new(seed: u64, round: u64) -> Plan {
         let mut rng = rng(seed, round, 1);
         let topology = match rng.random_range(0..8) {
-            0..2 if round > 0 => Topology::Single,
+            _ if round == 1 => Topology::Single,
+            0..2 if round > 1 => Topology::Single,
             0..5 => Topology::Star,
             _ => Topology::Chain,
         };
@@ -190,6 +195,8 @@ impl Plan {
             skews: (0..CLIENTS)
                 .map(|_| *[0, 0, 0, 1500, -400, -3000].choose(&mut rng).unwrap())
                 .collect(),
+            last_trips: (0..SPACES.len()).map(|_| trip(&mut rng)).collect(),
+            last_crash: rng.random_bool(0.5),
         }
     }
 
@@ -270,13 +277,14 @@ fn anywhere(rng: &mut StdRng) -> Fault {
     let space = rng.random_range(0..SPACES.len());
     match rng.random_range(0..10) {
         0..2 => Fault::Pause { all: rng.random_bool(0.3), hold: rng.random_range(20..500) },
-        2..7 => {
-            let trips = [Trip::Rename, Trip::Copy, Trip::Restore, Trip::Move, Trip::Swap];
-            Fault::Trip { space, by: *trips.choose(rng).unwrap() }
-        }
+        2..7 => Fault::Trip { space, by: trip(rng) },
         7..9 => Fault::Wipe { space },
         _ => Fault::Close { space, hold: rng.random_range(20..200) },
     }
+}
+
+fn trip(rng: &mut StdRng) -> Trip {
+    *[Trip::Rename, Trip::Copy, Trip::Restore, Trip::Move, Trip::Swap].choose(rng).unwrap()
 }
 
 fn act(rng: &mut StdRng, client: usize) -> Act {
