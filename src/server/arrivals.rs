@@ -7,15 +7,16 @@
 //! and what is replicated of it, would be in the wrong database, whatever the key's type. There,
 //! the same is pieced together from what those servers do tell: the type's own callbacks for COPY
 //! and RESTORE, and for RENAME and MOVE a filter that remembers their names until the old name is
-//! unlinked.
+//! unlinked. While an AOF is loaded its commands pass no filter; what was renamed and moved by them is
+//! found when all is loaded.
 
 use super::args::{integer, Arg};
 use super::context::Context;
-use super::{agenda, key, sweep, waiters};
+use super::{agenda, key, stats, sweep, waiters};
 use redis_module::raw;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 
 /// So many moves are remembered that have not been carried out yet (they may stand in a MULTI).
 const REMEMBERED: usize = 1024;
@@ -91,6 +92,38 @@ pub fn left(db: i32, name: &[u8]) {
     });
     for one in moves {
         expect(one.db.unwrap_or(db), &one.to);
+    }
+}
+
+/// A dataset was loaded. Where there are more spaces than the agenda has, all keys are looked at.
+pub fn loaded(ctx: Context) {
+    let (filed, _) = agenda::size();
+    let (spaces, ..) = stats::totals();
+    if usize::try_from(spaces).is_ok_and(|spaces| spaces <= filed) {
+        return;
+    }
+    let before = ctx.db();
+    for mut db in (0..).take_while(|db| ctx.select_db(*db)) {
+        // SAFETY: the cursor is destroyed once and not used after that; `file` is a plain function, and gets a pointer
+        // to what lives through the call.
+        unsafe {
+            let cursor = api!(RedisModule_ScanCursorCreate());
+            let db = std::ptr::from_mut(&mut db).cast::<c_void>();
+            while api!(RedisModule_Scan(ctx.raw(), cursor, Some(file), db)) != 0 {}
+            api!(RedisModule_ScanCursorDestroy(cursor));
+        }
+    }
+    ctx.select_db(before);
+}
+
+unsafe extern "C" fn file(
+    _: *mut raw::RedisModuleCtx,
+    name: *mut raw::RedisModuleString,
+    key: *mut raw::RedisModuleKey,
+    db: *mut c_void,
+) {
+    if !name.is_null() && !key.is_null() {
+        key::file(key, *db.cast::<i32>(), Arg::from_raw(name).bytes());
     }
 }
 
