@@ -545,7 +545,9 @@ impl<'a> Checker<'a> {
                 }
                 continue;
             }
-            if let Reply::Sessions(shown) = &op.reply {
+            // Who was demoted answers reads as a replica of the next one.
+            let decides = received < self.round.eras[era].ended;
+            if let (Reply::Sessions(shown), true) = (&op.reply, decides) {
                 self.look(index, op, shown, received);
             }
             if received >= self.complete[era] {

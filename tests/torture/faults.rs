@@ -544,14 +544,15 @@ impl<'a> Cluster<'a> {
     /// Waits until all links are up, and all nodes have the history of the primary: a replica's own replica may be up
     /// while what it has is another's.
     fn settle(&mut self) -> Done {
-        self.history = replication(&mut self.dial(self.primary), "master_replid");
+        let mut p = self.dial(self.primary);
         for node in self.others(self.primary) {
             let mut c = self.dial(node);
             wait(&format!("the link of node {node}"), || {
                 replication(&mut c, "master_link_status") == "up"
-                    && replication(&mut c, "master_replid") == self.history
+                    && replication(&mut c, "master_replid") == replication(&mut p, "master_replid")
             })?;
         }
+        self.history = replication(&mut p, "master_replid");
         Ok(())
     }
 
