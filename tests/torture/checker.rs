@@ -208,7 +208,7 @@ impl<'a> Checker<'a> {
                 })
         };
         let events = heard.filter_map(|heard| match heard {
-            Heard::Event { event, .. } => Some(event),
+            Heard::Event { event, .. } => Some(&**event),
             _ => None,
         });
         events.filter(ours).collect()
@@ -283,7 +283,7 @@ impl<'a> Checker<'a> {
             let mut last: BTreeMap<&str, (&Event, i64)> = BTreeMap::new();
             for heard in &stream.heard {
                 let (arrived, event) = match heard {
-                    Heard::Event { arrived, event } => (*arrived, event),
+                    Heard::Event { arrived, event } => (*arrived, &**event),
                     Heard::Mark(_) => continue,
                     Heard::Noise(text) => {
                         let text = format!("node {} published {text}", stream.node);
@@ -682,7 +682,7 @@ impl<'a> Checker<'a> {
         let mut graces = BTreeSet::new();
         for read in next.start.values() {
             let members = read.members.keys();
-            let there: BTreeSet<&Who> = members.chain(self.there(era, read)).collect();
+            let there: BTreeSet<&Who> = members.chain(there(read)).collect();
             for who in there {
                 self.inherited_lease(era, next, read, who, sure, &mut graces);
             }
@@ -692,15 +692,6 @@ impl<'a> Checker<'a> {
             let (rule, space, user) = ("the grace after a takeover", String::new(), String::new());
             self.wrong.push(Wrong { rule, text, space, user, at: next.began.1 });
         }
-    }
-
-    /// Who is there after the events of a reading.
-    fn there(&self, era: usize, read: &'a SpaceRead) -> Vec<&'a Who> {
-        let mut roster = Roster::default();
-        // What does not fit is told where the log is made.
-        let _ = era;
-        let _ = read.events.iter().try_for_each(|event| roster.fold(event).map(drop));
-        roster.sessions.into_keys().collect()
     }
 
     /// Everything up to here was on a replica: the last write that a WAIT has covered.
@@ -874,6 +865,13 @@ impl<'a> Checker<'a> {
             self.wrong.push(Wrong { rule, text, space, user, at: 0 });
         }
     }
+}
+
+/// Who is there after the events of a reading. What does not fit is told where the log is made.
+fn there(read: &SpaceRead) -> impl Iterator<Item = &Who> {
+    let mut roster = Roster::default();
+    let _ = read.events.iter().try_for_each(|event| roster.fold(event).map(drop));
+    roster.sessions.into_keys()
 }
 
 /// Whether a session that is shown, or is not, fits what may hold of it.

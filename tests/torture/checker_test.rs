@@ -109,7 +109,7 @@ fn era(start: Reading, began: i64, ended: i64, loss: Loss) -> Era {
 }
 
 fn heard(events: &[Event]) -> Vec<Heard> {
-    let event = |event: &Event| Heard::Event { arrived: event.at, event: event.clone() };
+    let event = |event: &Event| Heard::Event { arrived: event.at, event: Box::new(event.clone()) };
     [Heard::Mark(1)].into_iter().chain(events.iter().map(event)).collect()
 }
 

@@ -67,7 +67,7 @@ fn heard_as(channel: &[u8], payload: &[u8]) -> Heard {
     }
     match Event::parse(&text) {
         Some(event) if channel == event.channel().as_bytes() => {
-            Heard::Event { arrived: now_ms(), event }
+            Heard::Event { arrived: now_ms(), event: Box::new(event) }
         }
         _ => Heard::Noise(format!("{}: {text}", channel.escape_ascii())),
     }

@@ -128,7 +128,7 @@ impl Event {
 pub enum Heard {
     Event {
         arrived: i64,
-        event: Event,
+        event: Box<Event>,
     },
     /// A mark that the test published.
     Mark(usize),
