@@ -133,7 +133,7 @@ impl Client<'_> {
             all => self.transaction(all),
         };
         let received = now_ms();
-        let mut good = true;
+        let (mut good, mut done) = (true, Vec::new());
         for (command, reply) in commands.into_iter().zip(replies) {
             let reply = match reply {
                 Ok(value) => read_reply(&command, &value),
@@ -153,8 +153,10 @@ impl Client<'_> {
             let (client, era) = (self.number, self.era);
             let (who, what, space) = (command.who, command.what, space.to_string());
             let op = Op { client, era, space, who, what, sent, received, reply };
-            self.shared.ops.lock().unwrap().push(op);
+            done.push(op);
         }
+        // Those of one MULTI stand together.
+        self.shared.ops.lock().unwrap().extend(done);
         good
     }
 

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Longer than any lease that clients ask for.
-const LONGEST_LEASE: Duration = Duration::from_secs(9);
+const LONGEST_LEASE: Duration = Duration::from_secs(10);
 
 /// Plays a round and returns what was observed.
 pub fn play(plan: &Plan, length: Duration) -> Round {
@@ -450,6 +450,7 @@ impl<'a> Cluster<'a> {
                 Topology::Single => self.restart_primary(Stop::Kill)?,
                 _ => self.kill_and_promote(false)?,
             }
+            self.compare()?;
         }
         let mut c = self.dial(self.primary);
         let ghosts = |c: &mut Conn| -> i64 {

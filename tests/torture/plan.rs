@@ -189,7 +189,7 @@ impl Plan {
             seed,
             round,
             topology,
-            grace: *[0, 300, 300, 1200, 1200].choose(&mut rng).unwrap(),
+            grace: *[0, 300, 300, 1200, 3000].choose(&mut rng).unwrap(),
             aof: topology == Topology::Single || rng.random_bool(0.4),
             diskless: ["no", "yes"].choose(&mut rng).unwrap(),
             skews: (0..CLIENTS)
