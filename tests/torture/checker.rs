@@ -528,6 +528,10 @@ impl<'a> Checker<'a> {
             return;
         }
         let until = self.round.eras[era].ended.min(self.complete[era]);
+        // What only those heard who came after tells nothing of later.
+        if begin.at >= until {
+            return;
+        }
         let may = self.may(era, space, who, until, until, None);
         if let Some(most) = self.is_late(&may, until) {
             self.wrong("never left", begin, format!("in era {era}, its lease ended at {most}"));
