@@ -9,6 +9,9 @@ SERVER ?=
 PORT ?= 6379
 ENGINES ?=
 KEEP ?=
+SECONDS ?= 60
+SEED ?=
+ROUND ?=
 PREFIX ?= /usr
 DESTDIR ?=
 MODULEDIR ?= $(PREFIX)/lib/redis/modules
@@ -40,10 +43,12 @@ help: ## list what can be done (what `make` alone does)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo 'variables:'
-	@echo '  SERVER=x       for run and test: a redis-server or valkey-server, by path or by name on PATH'
+	@echo '  SERVER=x       for run, test, torture: a redis-server or valkey-server, by path or by name on PATH'
 	@echo '                 (default: redis-server, or valkey-server where there is no other)'
 	@echo '  PORT=n         for run: the port (default: 6379)'
 	@echo '  KEEP=1         for run: go on with the data of the last run on that port (default: start empty)'
+	@echo '  SECONDS=n      for torture: how long (default: 60; hours are fine)'
+	@echo '  SEED=n         for torture: the plan of a run that failed, which printed it; ROUND=n: from that round on'
 	@echo '  ENGINES="…"    for engines and test-engines: which of redis-7.0 redis-8.0 valkey-8 valkey-9'
 	@echo '                 (default: all)'
 	@echo '  PREFIX=dir     for install: where servers live (default: /usr); DESTDIR=dir goes in front;'
@@ -84,6 +89,12 @@ test: setup build ## set up, build, run all tests: the core's, and the whole aga
 	@scripts/examples-setup
 	@server=$$(scripts/server); echo "test: unit and integration tests on $$server"; \
 	PRESENCE_SERVER=$$server "$(CARGO)" test --locked
+
+.PHONY: torture
+torture: setup build ## random clients and faults against SERVER for SECONDS, and a checker of all that was heard
+	@server=$$(scripts/server); echo "torture: $(SECONDS) s on $$server"; \
+	PRESENCE_SERVER=$$server PRESENCE_TORTURE_SECONDS=$(SECONDS) PRESENCE_SEED=$(SEED) PRESENCE_TORTURE_ROUND=$(ROUND) \
+	    "$(CARGO)" test --locked --test torture -- --nocapture
 
 .PHONY: unit
 unit: setup-build ## run the core's tests alone: no server, seconds

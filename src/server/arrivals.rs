@@ -7,7 +7,8 @@
 //! and what is replicated of it, would be in the wrong database, whatever the key's type. There,
 //! the same is pieced together from what those servers do tell: the type's own callbacks for COPY
 //! and RESTORE, and for RENAME and MOVE a filter that remembers their names until the old name is
-//! unlinked.
+//! unlinked. While an AOF is loaded its commands pass no filter; what was renamed and moved by them
+//! is found when all is loaded.
 
 use super::args::{integer, Arg};
 use super::context::Context;
@@ -15,7 +16,7 @@ use super::{agenda, key, sweep, waiters};
 use redis_module::raw;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 
 /// So many moves are remembered that have not been carried out yet (they may stand in a MULTI).
 const REMEMBERED: usize = 1024;
@@ -34,6 +35,8 @@ thread_local! {
     /// A context that outlives calls, on servers with the fault: some callbacks get none.
     static PIECED: Cell<Option<Context>> = const { Cell::new(None) };
     static MOVES: RefCell<VecDeque<Move>> = const { RefCell::new(VecDeque::new()) };
+    /// Whether a space left its name, to somewhere or for good, while an AOF was loaded.
+    static WENT: Cell<bool> = const { Cell::new(false) };
     /// What is expected since the timer ran last.
     static EXPECTED: RefCell<BTreeSet<(i32, Vec<u8>)>> = const { RefCell::new(BTreeSet::new()) };
 }
@@ -89,8 +92,44 @@ pub fn left(db: i32, name: &[u8]) {
         let ours: VecDeque<Move> = ours;
         ours
     });
+    // SAFETY: without a context it tells of the server.
+    let flags = unsafe { api!(RedisModule_GetContextFlags(std::ptr::null_mut())) } as u32;
+    if flags & raw::REDISMODULE_CTX_FLAGS_LOADING != 0 {
+        WENT.set(true);
+    }
     for one in moves {
         expect(one.db.unwrap_or(db), &one.to);
+    }
+}
+
+/// A dataset was loaded. Where spaces went meanwhile that may be elsewhere now, all keys are
+/// looked at.
+pub fn loaded(ctx: Context) {
+    if !WENT.take() {
+        return;
+    }
+    let before = ctx.db();
+    for mut db in (0..).take_while(|db| ctx.select_db(*db)) {
+        // SAFETY: the cursor is destroyed once and not used after that; `file` is a plain
+        // function, and gets a pointer to what lives through the call.
+        unsafe {
+            let cursor = api!(RedisModule_ScanCursorCreate());
+            let db = std::ptr::from_mut(&mut db).cast::<c_void>();
+            while api!(RedisModule_Scan(ctx.raw(), cursor, Some(file), db)) != 0 {}
+            api!(RedisModule_ScanCursorDestroy(cursor));
+        }
+    }
+    ctx.select_db(before);
+}
+
+unsafe extern "C" fn file(
+    _: *mut raw::RedisModuleCtx,
+    name: *mut raw::RedisModuleString,
+    key: *mut raw::RedisModuleKey,
+    db: *mut c_void,
+) {
+    if !name.is_null() && !key.is_null() {
+        key::file(key, *db.cast::<i32>(), Arg::from_raw(name).bytes());
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::args::Arg;
 use super::context::Context;
-use super::{agenda, key, listeners, settings, sweep, waiters};
+use super::{agenda, arrivals, key, listeners, settings, sweep, waiters};
 use redis_module::raw;
 use std::ffi::{c_char, c_int, c_void, CStr};
 
@@ -124,6 +124,7 @@ unsafe extern "C" fn on_loading(
     let ctx = Context::from_raw(ctx);
     listeners::may_come();
     if subevent == raw::REDISMODULE_SUBEVENT_LOADING_ENDED {
+        arrivals::loaded(ctx);
         if ctx.is_primary() {
             begin_to_decide(ctx);
         } else {

@@ -384,3 +384,16 @@ pub fn arrived(ctx: Context, name: Arg<'_>) {
         sweep::arm(ctx, ctx.now());
     }
 }
+
+/// Files the space at an open key anew, if it is one.
+///
+/// # Safety
+/// The key is open and has a value.
+pub unsafe fn file(key: *mut raw::RedisModuleKey, db: i32, name: &[u8]) {
+    if api!(RedisModule_ModuleTypeGetType(key)) == datatype::raw_type() {
+        let held: *mut Held = api!(RedisModule_ModuleTypeGetValue(key)).cast();
+        if let Some(held) = held.as_mut() {
+            held.arrived(db, name);
+        }
+    }
+}

@@ -507,6 +507,11 @@ impl Conn {
         Ok(Conn { inner, pushes: Vec::new() })
     }
 
+    /// A connection in RESP2 to whoever listens on a loopback port, if anybody does.
+    pub fn dial(port: u16) -> Result<Conn, String> {
+        Conn::open(port, redis::ProtocolVersion::RESP2).map_err(|e| format!("lost: {e}"))
+    }
+
     /// The reply, or the error line ("ERR …", "WRONGTYPE …"). A lost connection is an error that starts with "lost".
     pub fn try_cmd(&mut self, args: impl Args) -> Result<Value, String> {
         self.send(args)?;

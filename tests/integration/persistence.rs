@@ -334,6 +334,28 @@ fn what_happens_to_keys_is_in_the_aof() {
     same(&look(&mut server.connect()), &before, "rewritten and loaded");
 }
 
+/// Whoever is in a space that was renamed or moved leaves in time, also where a server learns of that from its AOF.
+#[test]
+fn a_space_that_moved_in_the_aof_is_swept_after_the_load() {
+    let server = Server::builder().aof().config("presence.restart-grace-ms", "1500").start();
+    let mut c = server.connect();
+    let channels = ["presence:stays", "presence:there", "presence:moved"];
+    for space in ["stays", "renamed", "moved"] {
+        c.ok(["PRESENCE.ONLINE", space, "ghost", "PX", "400"]);
+    }
+    c.ok("RENAME renamed there");
+    c.ok("MOVE moved 1");
+    server.stop(Stop::Kill);
+    server.start_again();
+    let mut heard = server.subscribe(&channels);
+    let mut c = server.connect();
+    wait_until("all to leave", SOON, || c.stat("users") == 0);
+    let mut left: Vec<_> = heard.events_so_far(&mut c);
+    left.sort_by(|a, b| a.channel.cmp(&b.channel));
+    let left: Vec<_> = left.iter().map(|event| event.brief()).collect();
+    assert_eq!(left, ["leave ghost (timeout)"; 3]);
+}
+
 #[test]
 fn the_end_of_an_empty_space_is_in_the_aof() {
     let server = Server::builder().aof().config("presence.history-ttl-ms", "200").start();
