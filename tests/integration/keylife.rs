@@ -12,7 +12,7 @@ const LATE: i64 = 500;
 const SHORT: i64 = 600;
 
 #[track_caller]
-fn online(c: &mut Conn, space: &str, user: &str, lease: i64) {
+pub fn online(c: &mut Conn, space: &str, user: &str, lease: i64) {
     c.ok(args!["PRESENCE.ONLINE", space, user, "PXAT", lease]);
 }
 
@@ -23,7 +23,7 @@ fn last_id(c: &mut Conn, space: &str) -> (i64, u64) {
 
 /// The next event is a timeout of `user`, on the channel and under the name of `space`, not before `lease`.
 #[track_caller]
-fn leaves(sub: &mut Subscriber, space: &str, user: &str, lease: i64) -> Event {
+pub fn leaves(sub: &mut Subscriber, space: &str, user: &str, lease: i64) -> Event {
     let e = sub.event(SOON);
     assert_eq!(e.brief(), format!("leave {user} (timeout)"));
     assert_eq!(e.str("space"), space);
@@ -43,7 +43,7 @@ fn silence(sub: &mut Subscriber, c: &mut Conn, lease: i64) {
 
 /// INFO counts nothing any more. What is freed in the background counts until it is.
 #[track_caller]
-fn all_gone(c: &mut Conn) {
+pub fn all_gone(c: &mut Conn) {
     wait_until("INFO to count nothing", SOON, || {
         (c.stat("spaces"), c.stat("users"), c.stat("sessions")) == (0, 0, 0)
     });
@@ -748,150 +748,6 @@ fn a_connection_stays_in_its_database() {
         }
     }
     assert!(wrong.is_empty(), "the connection was in another database after {wrong:?}");
-}
-
-// --- memory ----------------------------------------------------------------------------------------------------------
-
-#[test]
-fn eviction_while_the_sweep_runs() {
-    for policy in ["allkeys-lru", "allkeys-random", "volatile-ttl"] {
-        let server = Server::with(&[("maxmemory-policy", policy)]);
-        let mut c = server.connect();
-        let used: i64 = c.info("memory")["used_memory"].parse().unwrap();
-        c.ok(args!["CONFIG", "SET", "maxmemory", used + 1_500_000]);
-        let mut rng = rng(5);
-        let mut refused = 0;
-        for s in 0..3000 {
-            if policy == "volatile-ttl" {
-                // When spaces alone fill the memory, nothing is left that this policy may evict.
-                let set = args!["SET", format!("k{s}"), vec![b'x'; 2000], "PX", 500_000 + s];
-                if let Err(e) = c.try_cmd(set) {
-                    assert!(e.starts_with("OOM "), "{e}");
-                    let keys = c.info("keyspace").remove("db0").unwrap_or_default();
-                    assert!(keys.contains("expires=0"), "{e}, but something could go: {keys}");
-                }
-            }
-            let ttl = if rng.random_bool(0.5) { rng.random_range(1..100) } else { 60_000 };
-            let mut words = args!["PRESENCE.ONLINE", format!("s{}", s % 400), "USERS", 4];
-            words.extend((0..4).map(|u| format!("user-{u}-{s}").into_bytes()));
-            words.extend(args!["PX", ttl]);
-            match c.try_cmd(words) {
-                Ok(_) => {}
-                Err(e) if e.starts_with("OOM ") => refused += 1,
-                Err(e) => panic!("{e}"),
-            }
-        }
-        let evicted: i64 = c.info("stats")["evicted_keys"].parse().unwrap();
-        assert!(evicted > 100, "{policy}: {evicted} keys evicted, {refused} calls refused");
-        // Whatever is left is whole.
-        let counted = (c.stat("users"), c.stat("sessions"));
-        let (mut users, mut sessions) = (0, 0);
-        for s in 0..400 {
-            let space = c.space(format!("s{s}"));
-            assert_eq!(space.users as usize, space.members.len());
-            users += space.users;
-            sessions += space.sessions;
-        }
-        // INFO counts those who lapsed until they are swept, so it had at least these.
-        assert!(counted.0 >= users && counted.1 >= sessions, "{counted:?}, {users}, {sessions}");
-        c.ok("CONFIG SET maxmemory 0");
-        wait_until("the short leases to go", SOON, || c.stat("sweep_backlog") == 0);
-        c.ok("FLUSHALL");
-        all_gone(&mut c);
-    }
-}
-
-#[test]
-fn without_memory_renewals_and_offlines_go_on_and_new_sessions_do_not() {
-    steady(|| {
-        let server = Server::with(&[("maxmemory-policy", "noeviction")]);
-        let mut c = server.connect();
-        let mut sub = server.psubscribe(&["presence:*"]);
-        c.ok("PRESENCE.ONLINE s USERS 3 a b c PX 60000");
-        c.ok("PRESENCE.ONLINE s d PX 2000");
-        sub.events_so_far(&mut c);
-        let before = c.digest("s");
-        c.ok("CONFIG SET maxmemory 1");
-        assert!(c.err("SET x y").starts_with("OOM "));
-        for refused in [
-            "PRESENCE.ONLINE s new",
-            "PRESENCE.ONLINE s a SESSION new",
-            "PRESENCE.ONLINE s USERS 3 a b new",
-            "PRESENCE.ONLINE s SESSIONS 2 a new b new",
-            "PRESENCE.ONLINE newspace a",
-        ] {
-            assert!(c.err(refused).starts_with("OOM "), "{refused}");
-        }
-        assert_eq!(c.digest("s"), before, "a refused call changed something");
-        assert_eq!(c.int("EXISTS newspace"), 0);
-        let inside = "return redis.pcall('PRESENCE.ONLINE', KEYS[1], ARGV[1])";
-        assert!(c.err(args!["EVAL", inside, 1, "s", "new"]).contains("OOM "));
-        assert!(sub.events_so_far(&mut c).is_empty());
-
-        assert_eq!(c.int("PRESENCE.ONLINE s a PX 70000"), 0);
-        assert_eq!(c.int("PRESENCE.ONLINE s USERS 2 a b PX 70000"), 0);
-        assert!(sub.events_so_far(&mut c).iter().all(|e| e.brief() == "leave d (timeout)"));
-    });
-}
-
-#[test]
-fn without_memory_leaves_still_come() {
-    steady(|| {
-        let server = Server::with(&[("maxmemory-policy", "noeviction")]);
-        let mut c = server.connect();
-        let mut sub = server.psubscribe(&["presence:*"]);
-        c.ok("PRESENCE.ONLINE s a PX 60000");
-        let lease = now_ms() + 400;
-        online(&mut c, "s", "b", lease);
-        online(&mut c, "s", "c", lease + 60_000);
-        c.ok("CONFIG SET maxmemory 1");
-        sub.events_so_far(&mut c);
-        leaves(&mut sub, "s", "b", lease);
-        assert_eq!(c.int("PRESENCE.OFFLINE s a"), 1);
-        assert_eq!(c.int("PRESENCE.ONLINE s c"), 0);
-        assert_eq!(c.ok("PRESENCE.ONLINE s nobody XX"), Value::Nil);
-        assert_eq!(c.int("PRESENCE.OFFLINE s c LINGER 10"), 0);
-        assert_eq!(
-            sub.events(2, SOON).iter().map(Event::brief).collect::<Vec<_>>(),
-            ["leave a (offline)", "leave c (offline)"]
-        );
-    });
-}
-
-#[test]
-fn memory_usage_follows_the_members() {
-    let server = Server::with(&[("presence.history-length", "0")]);
-    let mut c = server.connect();
-    let mut usage = Vec::new();
-    let mut n = 0;
-    for target in [1, 10, 100, 1000, 10_000] {
-        let fresh: Vec<_> = (n..target)
-            .map(|u| args!["PRESENCE.ONLINE", "s", format!("user-{u:05}"), "PX", 600_000])
-            .collect();
-        c.batch(fresh);
-        n = target;
-        usage.push(c.int("MEMORY USAGE s"));
-    }
-    println!("MEMORY USAGE of 1, 10, 100, 1000, 10000 users: {usage:?}");
-    assert!(usage.windows(2).all(|w| w[0] < w[1]));
-    let each = (usage[4] - usage[3]) / 9000;
-    assert!((40..400).contains(&each), "{each} bytes a member");
-    // What it says is about what the server sees.
-    let used = |c: &mut Conn| c.info("memory")["used_memory"].parse::<i64>().unwrap();
-    let before = used(&mut c);
-    c.ok("DEL s");
-    // Some servers free in the background.
-    let mut freed = 0;
-    wait_until("about as much memory as MEMORY USAGE said to be freed", SOON, || {
-        freed = before - used(&mut c);
-        (freed - usage[4]).abs() < usage[4] / 2
-    });
-    println!("MEMORY USAGE said {}, DEL freed {freed}", usage[4]);
-
-    c.ok(args!["PRESENCE.ONLINE", "m", "a", "META", format!("\"{}\"", "x".repeat(3000))]);
-    let with_meta = c.int("MEMORY USAGE m");
-    c.ok("PRESENCE.ONLINE m a META null");
-    assert!(with_meta - c.int("MEMORY USAGE m") > 2500);
 }
 
 // --- what tools ask of a key -----------------------------------------------------------------------------------------

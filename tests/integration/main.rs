@@ -16,6 +16,7 @@ mod history;
 mod hostile;
 mod keylife;
 mod leases;
+mod memory;
 mod messages;
 mod persistence;
 mod replication;
