@@ -101,6 +101,7 @@ fn renewals_go_on_and_what_is_evicted_is_silent(policy: &str) {
             other => panic!("online with so many sessions, and the reply to ONLINE was {other:?}"),
         }
     }
+    c.ok("CONFIG SET maxmemory 0");
     let evicted: usize = c.info("stats")["evicted_keys"].parse().unwrap();
     println!("{policy}: {evicted} keys evicted, {refused} new sessions refused, {renewed} renewed");
     assert!(renewed > ROUNDS / 10, "{renewed} renewals in full memory");
@@ -115,7 +116,6 @@ fn renewals_go_on_and_what_is_evicted_is_silent(policy: &str) {
     }
 
     // Each space was told of by joins alone, and after it was evicted by joins of a new epoch.
-    c.ok("CONFIG SET maxmemory 0");
     let mut lives: BTreeMap<String, Life> = BTreeMap::new();
     let mut began_anew = 0;
     for e in sub.events_so_far(&mut c) {
