@@ -130,6 +130,12 @@ impl Context {
         unsafe { api!(RedisModule_SelectDb(self.0, db)) == raw::REDISMODULE_OK as c_int }
     }
 
+    /// Whether the selected database has any key.
+    pub fn has_keys(self) -> bool {
+        // SAFETY: the context is that of the call going on.
+        unsafe { api!(RedisModule_DbSize(self.0)) > 0 }
+    }
+
     /// Writes to the server's log.
     pub fn log(self, level: &CStr, text: &str) {
         let text: Vec<u8> = text.bytes().filter(|byte| *byte != 0).chain([0]).collect();

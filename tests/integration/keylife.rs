@@ -588,6 +588,96 @@ fn swapped_databases_lapse_where_they_are_now() {
     });
 }
 
+/// Databases change places again and again while leases end in both: each session leaves once, in the space it is in.
+#[test]
+fn databases_swapped_while_leases_are_due() {
+    const SPACES: usize = 20;
+    const USERS: usize = 50;
+    // A small budget, so that swaps come between the parts of a sweep.
+    let settings = [("presence.sweep-budget-us", "50"), ("presence.history-ttl-ms", "3600000")];
+    let server = Server::with(&settings);
+    let replica = Server::builder().line(&format!("replicaof 127.0.0.1 {}", server.port)).start();
+    let (mut c, mut other, mut r) = (server.connect(), server.connect(), replica.connect());
+    let mut sub = server.psubscribe(&["presence:*"]);
+    wait_until("the replica", SOON * 2, || r.info("replication")["master_link_status"] == "up");
+    // The same names in both, each life with an epoch of its own.
+    let leases = now_ms() + 1000;
+    for db in 0..2 {
+        c.ok(args!["SELECT", db]);
+        let epoch = now_ms();
+        wait_until("the next millisecond", SOON, || now_ms() > epoch);
+        for s in 0..SPACES {
+            let mut commands = vec![args!["PRESENCE.ONLINE", format!("s{s}"), "stays", "EX", 3600]];
+            commands.extend((0..USERS).map(|u| {
+                args![
+                    "PRESENCE.ONLINE",
+                    format!("s{s}"),
+                    format!("{db}:{u}"),
+                    "PXAT",
+                    leases + 10 * u as i64
+                ]
+            }));
+            c.batch(commands)
+                .into_iter()
+                .for_each(|reply| assert_eq!(reply.unwrap(), Value::Int(1)));
+        }
+    }
+    assert!(now_ms() < leases, "the machine was too slow for this test");
+    let epochs: Vec<Vec<i64>> = (0..2)
+        .map(|db| {
+            c.ok(args!["SELECT", db]);
+            (0..SPACES).map(|s| last_id(&mut c, &format!("s{s}")).0).collect()
+        })
+        .collect();
+    let mut swaps = 0;
+    let end = leases + 10 * USERS as i64 + 100;
+    while now_ms() < end {
+        c.ok(["SWAPDB 0 1", "SWAPDB 1 0"][swaps % 2]);
+        // Somebody who is in both is never gone.
+        assert_eq!(
+            other.int(args![
+                "PRESENCE.ONLINE",
+                format!("s{}", swaps % SPACES),
+                "stays",
+                "EX",
+                3600
+            ]),
+            0
+        );
+        swaps += 1;
+    }
+    println!("{swaps} swaps");
+
+    let mut rosters: BTreeMap<(String, i64), (Roster, u64)> = BTreeMap::new();
+    for e in sub.events(2 * SPACES * (1 + USERS + USERS), SOON) {
+        let (epoch, seq) = e.id();
+        let (roster, last) = rosters.entry((e.str("space").into(), epoch)).or_default();
+        assert_eq!(seq, *last + 1, "{e:?}");
+        *last = seq;
+        e.fold(roster);
+        if e.kind() == "leave" {
+            let lease = leases + 10 * e.user()[2..].parse::<i64>().unwrap();
+            assert!(e.int("at") >= lease && e.str("reason") == "timeout", "too early: {e:?}");
+        }
+    }
+    assert_eq!(rosters.len(), 2 * SPACES);
+    let stays = Roster::from([("stays".to_string(), [String::new()].into())]);
+    assert!(rosters.values().all(|(roster, _)| *roster == stays));
+    assert!(sub.events_so_far(&mut c).is_empty(), "somebody left twice");
+    // Each space is where the swaps have brought it, on the replica as well.
+    for db in 0..2 {
+        c.ok(args!["SELECT", db]);
+        r.ok(args!["SELECT", db]);
+        assert_eq!(c.int("WAIT 1 20000"), 1);
+        for (s, epoch) in epochs[(db + swaps) % 2].iter().enumerate() {
+            let name = format!("s{s}");
+            assert_eq!((last_id(&mut c, &name).0, c.space(&name).names()), (*epoch, vec!["stays"]));
+            assert_eq!(r.digest(&name), c.digest(&name));
+        }
+    }
+    assert_eq!(c.stat("users"), 2 * SPACES as i64);
+}
+
 #[test]
 fn flushing_one_database_leaves_the_others() {
     steady(|| {
@@ -641,6 +731,111 @@ fn flushing_one_database_leaves_the_others() {
         assert_eq!(leave.id().1, 2);
         sub.expect_none_for(ms(100));
     });
+}
+
+// --- loading ---------------------------------------------------------------------------------------------------------
+
+fn signal(pid: &str, signal: &str) {
+    std::process::Command::new("kill").args([signal, pid]).status().unwrap();
+}
+
+/// Ends a server and those who save for it: some send a snapshot to its end without their parent.
+fn kill_with_children(server: &Server) {
+    let pid = server.pid();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    children.split_whitespace().for_each(|child| signal(child, "-9"));
+    server.stop(Stop::Kill);
+}
+
+/// A replica takes a whole dataset in beside the one that it serves, and then becomes the primary: the leases of the
+/// new one end, those of the old one mean nothing. Where the transfer breaks off, it is the other way round.
+fn dataset_loaded_aside(breaks_off: bool) {
+    let promoted_in_time = |lease_ms: i64| {
+        let primary = Server::with(&[
+            ("repl-diskless-sync", "yes"),
+            ("repl-backlog-size", "16384"),
+            ("rdbcompression", "no"),
+        ]);
+        let replica = Server::builder()
+            .config("repl-diskless-load", "swapdb")
+            .config("loading-process-events-interval-bytes", "1024")
+            .config("presence.restart-grace-ms", "0")
+            .line(&format!("replicaof 127.0.0.1 {}", primary.port))
+            .start();
+        let (mut p, mut r) = (primary.connect(), replica.connect());
+        let lease = now_ms() + lease_ms;
+        online(&mut p, "both", "was", lease);
+        online(&mut p, "old", "a", lease);
+        p.ok("SELECT 3");
+        online(&mut p, "old3", "a", lease);
+        p.ok("SELECT 0");
+        wait_until("the replica", SOON * 2, || {
+            r.info("replication")["master_link_status"] == "up" && r.int("EXISTS old") == 1
+        });
+        assert_eq!(p.int("WAIT 1 20000"), 1);
+
+        // It misses more than the backlog holds, and has to take in everything anew: slowly.
+        signal(&replica.pid().to_string(), "-STOP");
+        p.ok("CLIENT KILL TYPE replica");
+        p.ok("FLUSHALL");
+        online(&mut p, "both", "is", lease);
+        online(&mut p, "new", "a", lease);
+        p.ok("SELECT 4");
+        online(&mut p, "new4", "a", lease);
+        for key in 0..60 {
+            p.ok(args!["SET", format!("k{key}"), "x".repeat(5000)]);
+        }
+        p.ok("CONFIG SET rdb-key-save-delay 10000");
+        signal(&replica.pid().to_string(), "-CONT");
+        let loads = |r: &mut Conn| r.info("persistence")["async_loading"] == "1";
+        wait_until("the load to begin", SOON * 4, || loads(&mut r));
+        if now_ms() < lease {
+            assert_eq!(r.space("both").names(), ["was"], "the old dataset is served meanwhile");
+        }
+        if breaks_off {
+            kill_with_children(&primary);
+        }
+        wait_until("the load to end", SOON * 4, || !loads(&mut r));
+        if !breaks_off {
+            wait_until("the link", SOON * 4, || {
+                r.info("replication")["master_link_status"] == "up"
+            });
+        }
+        let mut sub = replica.psubscribe(&["presence:*"]);
+        r.ok("REPLICAOF NO ONE");
+        let was_too_late = breaks_off && r.int("EXISTS new") == 1;
+        if was_too_late || now_ms() > lease - 300 {
+            return false;
+        }
+        assert_eq!((r.stat("spaces"), r.stat("users")), (3, 3));
+        let mut left: Vec<_> = sub.events(3, ms(lease_ms as u64) + SOON);
+        left.sort_by_key(|e| e.str("space").to_string());
+        let expected = match breaks_off {
+            true => [("both", "was"), ("old", "a"), ("old3", "a")],
+            false => [("both", "is"), ("new", "a"), ("new4", "a")],
+        };
+        for (e, (space, user)) in left.iter().zip(expected) {
+            assert_eq!((e.str("space"), e.brief()), (space, format!("leave {user} (timeout)")));
+            assert!(e.int("at") >= lease, "too early: {e:?}");
+        }
+        assert!(sub.events_so_far(&mut r).is_empty());
+        assert_eq!((r.stat("users"), r.stat("sessions")), (0, 0));
+        true
+    };
+    assert!(
+        [5000, 20_000].into_iter().any(promoted_in_time),
+        "the machine was too slow for this test"
+    );
+}
+
+#[test]
+fn a_dataset_loaded_aside_takes_the_place_of_the_old_one() {
+    dataset_loaded_aside(false);
+}
+
+#[test]
+fn a_dataset_whose_loading_aside_broke_off_leaves_no_trace() {
+    dataset_loaded_aside(true);
 }
 
 // --- closed ----------------------------------------------------------------------------------------------------------
