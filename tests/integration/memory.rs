@@ -338,3 +338,126 @@ fn memory_usage_follows_the_members() {
     c.ok("PRESENCE.ONLINE m a META null");
     assert!(with_meta - c.int("MEMORY USAGE m") > 2500);
 }
+
+// --- much to free ----------------------------------------------------------------------------------------------------
+
+const MILLION: usize = 1_000_000;
+
+/// So many sessions in so many spaces of the selected database.
+fn fill(c: &mut Conn, sessions: usize, spaces: usize, lease: i64) {
+    let users = sessions / spaces;
+    let portion = 1000.min(users);
+    for first in (0..sessions).step_by(100_000) {
+        let calls = (first..first + 100_000).step_by(portion).map(|i| {
+            let mut call = args!["PRESENCE.ONLINE", format!("big{}", i / users), "USERS", portion];
+            call.extend((i..i + portion).map(|u| format!("user:{u}").into_bytes()));
+            call.extend(args!["PXAT", lease]);
+            call
+        });
+        c.batch(calls)
+            .into_iter()
+            .for_each(|reply| assert_eq!(reply.unwrap(), Value::Int(portion as i64)));
+    }
+}
+
+fn used_memory(c: &mut Conn) -> i64 {
+    c.info("memory")["used_memory"].parse().unwrap()
+}
+
+/// Waits until nothing is left to be freed in the background, and until memory is nearly what it was: of what a million
+/// sessions took, no tenth may stay.
+#[track_caller]
+fn comes_back(c: &mut Conn, before: i64, full: i64) {
+    wait_until("the server to have freed", SOON * 12, || {
+        c.info("memory")["lazyfree_pending_objects"] == "0"
+    });
+    let mut now = 0;
+    wait_until("the memory to come back", SOON * 2, || {
+        now = used_memory(c);
+        now - before < (full - before) / 10
+    });
+    println!("used_memory {before} before, {full} with a million sessions, {now} after");
+}
+
+/// A million sessions are thrown away while other databases are at work, and then while they are being swept themselves.
+fn a_million_flushed_in_the_background(spaces: usize) {
+    let server = Server::with(&[("presence.history-length", "0")]);
+    let (mut c, mut other) = (server.connect(), server.connect());
+    other.ok("SELECT 1");
+    other.ok("PRESENCE.ONLINE beat heart EX 3600");
+    let (before, empty) = (used_memory(&mut c), c.stat("bytes_used"));
+    let began = now_ms();
+    fill(&mut c, MILLION, spaces, began + 3_600_000);
+    let took_to_fill = now_ms() - began;
+    let full = used_memory(&mut c);
+    let mut sub = server.psubscribe(&["presence:*"]);
+    let leases = now_ms() + 300;
+    for u in 0..200 {
+        online(&mut other, &format!("lapse{}", u % 10), &format!("u{u}"), leases + 5 * u);
+    }
+    assert_eq!(c.stat("sessions"), MILLION as i64 + 201);
+    sub.events_so_far(&mut c);
+
+    sleep_until(leases);
+    c.ok("FLUSHDB ASYNC");
+    assert_eq!(c.space("big0").id, "0-0");
+    assert_eq!(c.int("PRESENCE.ONLINE big0 back PX 400"), 1);
+    while now_ms() < leases + 1000 {
+        assert_eq!(other.int("PRESENCE.ONLINE beat heart EX 3600"), 0);
+    }
+    let mut worst = 0;
+    let mut back = Vec::new();
+    for e in sub.events(200 + 2, SOON) {
+        if e.str("space") == "big0" {
+            back.push(e.brief());
+            continue;
+        }
+        assert_eq!((e.kind(), e.str("reason")), ("leave", "timeout"), "{e:?}");
+        let lease = leases + 5 * e.user()[1..].parse::<i64>().unwrap();
+        assert!(e.int("at") >= lease, "too early: {e:?}");
+        worst = worst.max(e.int("at") - lease);
+    }
+    assert_eq!(back, ["join back", "leave back (timeout)"]);
+    assert!(sub.events_so_far(&mut c).is_empty());
+    println!("{spaces} spaces: leaves in the other database at most {worst} ms late");
+    assert!(worst < 2000, "{worst} ms late: freeing held the server up");
+    comes_back(&mut c, before, full);
+    wait_until("INFO to count one", SOON, || (c.stat("users"), c.stat("sessions")) == (1, 1));
+    assert!(c.stat("bytes_used") < empty + (full - before) / 20, "{} bytes", c.stat("bytes_used"));
+
+    // Thrown away with everything else, while they are being swept themselves.
+    drop(sub); // it would get a message for each
+    let lease = now_ms() + took_to_fill + 1000;
+    fill(&mut c, MILLION / 5, spaces, lease);
+    let left = c.stat("leaves");
+    sleep_until(lease);
+    wait_until("the sweep to begin", SOON * 2, || c.stat("leaves") > left);
+    c.ok("FLUSHALL ASYNC");
+    let swept = c.stat("leaves") - left;
+    println!("{spaces} spaces: {swept} had been swept");
+    assert!(swept < MILLION as i64 / 10, "the sweep was over before the test came to it");
+    let mut sub = server.psubscribe(&["presence:*"]);
+    let lease = now_ms() + 300;
+    online(&mut c, "big0", "back", lease);
+    online(&mut other, "beat", "heart", lease + 3_600_000);
+    let events = sub.events(3, SOON);
+    let briefs: Vec<_> = events.iter().map(Event::brief).collect();
+    assert_eq!(briefs, ["join back", "join heart", "leave back (timeout)"]);
+    assert!(events[2].int("at") >= lease, "too early: {events:?}");
+    comes_back(&mut c, before, full);
+    wait_until("INFO to count one", SOON, || (c.stat("users"), c.stat("sessions")) == (1, 1));
+    assert!(sub.events_so_far(&mut c).is_empty());
+    c.ok("FLUSHALL");
+    all_gone(&mut c);
+    assert_eq!(c.stat("sweep_backlog"), 0);
+}
+
+#[test]
+fn a_million_sessions_in_one_space_flushed_in_the_background() {
+    a_million_flushed_in_the_background(1);
+}
+
+#[test]
+fn a_million_sessions_in_many_spaces_flushed_in_the_background() {
+    a_million_flushed_in_the_background(20_000);
+}
