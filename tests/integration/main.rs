@@ -20,4 +20,5 @@ mod memory;
 mod messages;
 mod persistence;
 mod replication;
+mod stream;
 mod tour;
