@@ -600,18 +600,20 @@ fn databases_swapped_while_leases_are_due() {
     let (mut c, mut other, mut r) = (server.connect(), server.connect(), replica.connect());
     let mut sub = server.psubscribe(&["presence:*"]);
     wait_until("the replica", SOON * 2, || r.info("replication")["master_link_status"] == "up");
-    // The same names in both, each life with an epoch of its own.
-    let leases = now_ms() + 1000;
+    // Half of the names are in both, each life with an epoch of its own; the others only in one.
+    let name =
+        |db: usize, s: usize| if s < SPACES / 2 { format!("s{s}") } else { format!("s{s}of{db}") };
+    let leases = now_ms() + 2000;
     for db in 0..2 {
         c.ok(args!["SELECT", db]);
         let epoch = now_ms();
         wait_until("the next millisecond", SOON, || now_ms() > epoch);
         for s in 0..SPACES {
-            let mut commands = vec![args!["PRESENCE.ONLINE", format!("s{s}"), "stays", "EX", 3600]];
+            let mut commands = vec![args!["PRESENCE.ONLINE", name(db, s), "stays", "EX", 3600]];
             commands.extend((0..USERS).map(|u| {
                 args![
                     "PRESENCE.ONLINE",
-                    format!("s{s}"),
+                    name(db, s),
                     format!("{db}:{u}"),
                     "PXAT",
                     leases + 10 * u as i64
@@ -626,7 +628,7 @@ fn databases_swapped_while_leases_are_due() {
     let epochs: Vec<Vec<i64>> = (0..2)
         .map(|db| {
             c.ok(args!["SELECT", db]);
-            (0..SPACES).map(|s| last_id(&mut c, &format!("s{s}")).0).collect()
+            (0..SPACES).map(|s| last_id(&mut c, &name(db, s)).0).collect()
         })
         .collect();
     let mut swaps = 0;
@@ -635,13 +637,7 @@ fn databases_swapped_while_leases_are_due() {
         c.ok(["SWAPDB 0 1", "SWAPDB 1 0"][swaps % 2]);
         // Somebody who is in both is never gone.
         assert_eq!(
-            other.int(args![
-                "PRESENCE.ONLINE",
-                format!("s{}", swaps % SPACES),
-                "stays",
-                "EX",
-                3600
-            ]),
+            other.int(args!["PRESENCE.ONLINE", name(0, swaps % (SPACES / 2)), "stays", "EX", 3600]),
             0
         );
         swaps += 1;
@@ -669,8 +665,9 @@ fn databases_swapped_while_leases_are_due() {
         c.ok(args!["SELECT", db]);
         r.ok(args!["SELECT", db]);
         assert_eq!(c.int("WAIT 1 20000"), 1);
-        for (s, epoch) in epochs[(db + swaps) % 2].iter().enumerate() {
-            let name = format!("s{s}");
+        let was = (db + swaps) % 2;
+        for (s, epoch) in epochs[was].iter().enumerate() {
+            let name = name(was, s);
             assert_eq!((last_id(&mut c, &name).0, c.space(&name).names()), (*epoch, vec!["stays"]));
             assert_eq!(r.digest(&name), c.digest(&name));
         }
