@@ -121,6 +121,13 @@ impl Agenda {
         }
     }
 
+    /// The names of all spaces of a database.
+    pub fn names(&self, db: i32) -> Vec<Box<[u8]>> {
+        let Some(&table) = self.table_of.get(&db) else { return Vec::new() };
+        let entries = self.entries.iter_from(0).filter(|(_, entry)| entry.table == table);
+        entries.map(|(_, entry)| entry.name.clone()).collect()
+    }
+
     /// Two databases have changed their numbers.
     pub fn swap_dbs(&mut self, a: i32, b: i32) {
         let (of_a, of_b) = (self.table(a), self.table(b));
@@ -181,6 +188,7 @@ impl Agenda {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     #[derive(Clone, Debug)]
     enum Op {
@@ -227,6 +235,11 @@ mod tests {
                 prop_assert_eq!(agenda.len(), model.len());
                 prop_assert_eq!(agenda.next_due(), model.values().min().copied());
                 prop_assert_eq!(agenda.backlog(500), model.values().filter(|due| **due <= 500).count());
+            }
+            for db in 0..3 {
+                let names = agenda.names(db).into_iter().map(|name| (db, name[0]));
+                let expected = model.keys().copied().filter(|(of, _)| *of == db);
+                prop_assert_eq!(names.collect::<BTreeSet<_>>(), expected.collect::<BTreeSet<_>>());
             }
             agenda.look_at_all();
             let mut looked = BTreeMap::new();

@@ -85,7 +85,7 @@ impl Command for Online {
         let mut journal = key.journal();
         let limits = settings::limits();
         let at = At { space: name.bytes(), now: call.now, limits };
-        let has_memory = || call.ctx.has_memory();
+        let has_memory = || call.ctx.has_memory(name);
         let came_online = match &whom {
             Whom::One(user) => {
                 let who = (*user, session.unwrap_or(""));

@@ -20,6 +20,8 @@ struct State {
     current: Agenda,
     /// The agenda of a dataset that is being loaded aside.
     aside: Option<Agenda>,
+    /// Whether the server has told of a key outside of database 0 there.
+    aside_tells_dbs: bool,
     /// The epochs of deleted spaces that a space created now could get again.
     recent_epochs: BTreeMap<Vec<u8>, u64>,
     /// No new epoch is earlier than this: what was flushed had no names.
@@ -120,6 +122,7 @@ pub fn loading(db: i32, name: &[u8], due: u64) {
 /// A key was loaded from an RDB.
 pub fn loaded(db: i32, name: &[u8]) {
     with(|state| {
+        state.aside_tells_dbs |= state.aside.is_some() && db != 0;
         if let Some((_, _, due)) = state.loaded.take_if(|(at, other, _)| *at == db && other == name)
         {
             state.aside.as_mut().unwrap_or(&mut state.current).schedule(db, name, due);
@@ -129,7 +132,10 @@ pub fn loaded(db: i32, name: &[u8]) {
 
 /// A dataset begins to be loaded beside the one that is served.
 pub fn begin_aside() {
-    with(|state| state.aside = Some(Agenda::default()));
+    with(|state| {
+        state.aside = Some(Agenda::default());
+        state.aside_tells_dbs = false;
+    });
 }
 
 /// The dataset that was loaded aside is given up.
@@ -137,13 +143,20 @@ pub fn drop_aside() {
     with(|state| state.aside = None);
 }
 
-/// The dataset that was loaded aside is now the one that is served.
-pub fn take_aside() {
+/// The dataset that was loaded aside is now the one that is served. False where the server has told
+/// of no key outside of database 0.
+pub fn take_aside() -> bool {
     with(|state| {
         if let Some(aside) = state.aside.take() {
             state.current = aside;
         }
-    });
+        state.aside_tells_dbs
+    })
+}
+
+/// The names of all spaces that are filed in a database.
+pub fn names(db: i32) -> Vec<Box<[u8]>> {
+    with(|state| state.current.names(db))
 }
 
 /// The epoch for a space that is created at `now`: later than that of any space of this name that

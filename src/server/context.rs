@@ -91,9 +91,37 @@ impl Context {
         self.flags() & denied != 0
     }
 
-    /// Whether memory is left for something new, by the server's `maxmemory`.
-    pub fn has_memory(self) -> bool {
-        self.flags() & raw::REDISMODULE_CTX_FLAGS_OOM == 0
+    /// Whether the server takes something new into this space, as far as memory is concerned.
+    pub fn has_memory(self, space: Arg<'_>) -> bool {
+        self.flags() & raw::REDISMODULE_CTX_FLAGS_OOM == 0 || self.is_making_room(space)
+    }
+
+    /// Memory is beyond `maxmemory`, but a server that evicts a little before each command takes
+    /// writes meanwhile, until nothing is left that it may evict. It tells that only to who calls a
+    /// command that it refuses without memory: this one ends at its arguments, before it looks at
+    /// any key.
+    fn is_making_room(self, space: Arg<'_>) -> bool {
+        // SAFETY: the format names a string of the server that lives through the call, and two
+        // texts that end with NUL; the reply is freed after its bytes were read.
+        unsafe {
+            let reply = api!(RedisModule_Call(
+                self.0,
+                c"PRESENCE.MESSAGE".as_ptr(),
+                c"MEscc".as_ptr(),
+                space.raw(),
+                c"".as_ptr(),
+                c"".as_ptr()
+            ));
+            if reply.is_null() {
+                return false;
+            }
+            let mut length = 0;
+            let text = api!(RedisModule_CallReplyStringPtr(reply, &mut length)).cast::<u8>();
+            let refused =
+                text.is_null() || std::slice::from_raw_parts(text, length).starts_with(b"OOM");
+            free_reply(reply);
+            !refused
+        }
     }
 
     /// Whether nothing may be replicated at present: the server is paused, and aborts if one does.
@@ -111,6 +139,12 @@ impl Context {
     pub fn select_db(self, db: i32) -> bool {
         // SAFETY: the context is that of the call going on; a number out of range is refused.
         unsafe { api!(RedisModule_SelectDb(self.0, db)) == raw::REDISMODULE_OK as c_int }
+    }
+
+    /// Whether the selected database has any key.
+    pub fn has_keys(self) -> bool {
+        // SAFETY: the context is that of the call going on.
+        unsafe { api!(RedisModule_DbSize(self.0)) > 0 }
     }
 
     /// Writes to the server's log.

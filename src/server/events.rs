@@ -1,7 +1,7 @@
 //! What the server tells of itself: keys that came another way, flushes, swaps, roles, loading.
 
 use super::args::Arg;
-use super::context::Context;
+use super::context::{Context, OwnedString};
 use super::{agenda, arrivals, key, listeners, settings, sweep, waiters};
 use redis_module::raw;
 use std::ffi::{c_char, c_int, c_void, CStr};
@@ -142,12 +142,34 @@ unsafe extern "C" fn on_load_aside(
     match subevent {
         raw::REDISMODULE_SUBEVENT_REPL_ASYNC_LOAD_STARTED => agenda::begin_aside(),
         raw::REDISMODULE_SUBEVENT_REPL_ASYNC_LOAD_COMPLETED => {
-            agenda::take_aside();
-            waiters::wake_db(None);
             let ctx = Context::from_raw(ctx);
+            if !agenda::take_aside() {
+                find_databases(ctx);
+            }
+            waiters::wake_db(None);
             sweep::arm(ctx, ctx.now());
         }
         _ => agenda::drop_aside(),
+    }
+}
+
+/// Of a dataset that they load aside, Redis 7 and Valkey 7 say that all its keys are in database 0.
+/// If others have keys, each space is looked for.
+fn find_databases(ctx: Context) {
+    let others = (1..).take_while(|db| ctx.select_db(*db));
+    let mut dbs: Vec<i32> = others.filter(|_| ctx.has_keys()).collect();
+    if dbs.is_empty() {
+        return;
+    }
+    dbs.push(0);
+    for name in agenda::names(0) {
+        agenda::forget(0, &name);
+        let name = OwnedString::new(&name);
+        for db in &dbs {
+            if ctx.select_db(*db) {
+                key::arrived(ctx, name.as_arg());
+            }
+        }
     }
 }
 

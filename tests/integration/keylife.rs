@@ -12,7 +12,7 @@ const LATE: i64 = 500;
 const SHORT: i64 = 600;
 
 #[track_caller]
-fn online(c: &mut Conn, space: &str, user: &str, lease: i64) {
+pub fn online(c: &mut Conn, space: &str, user: &str, lease: i64) {
     c.ok(args!["PRESENCE.ONLINE", space, user, "PXAT", lease]);
 }
 
@@ -23,7 +23,7 @@ fn last_id(c: &mut Conn, space: &str) -> (i64, u64) {
 
 /// The next event is a timeout of `user`, on the channel and under the name of `space`, not before `lease`.
 #[track_caller]
-fn leaves(sub: &mut Subscriber, space: &str, user: &str, lease: i64) -> Event {
+pub fn leaves(sub: &mut Subscriber, space: &str, user: &str, lease: i64) -> Event {
     let e = sub.event(SOON);
     assert_eq!(e.brief(), format!("leave {user} (timeout)"));
     assert_eq!(e.str("space"), space);
@@ -43,7 +43,7 @@ fn silence(sub: &mut Subscriber, c: &mut Conn, lease: i64) {
 
 /// INFO counts nothing any more. What is freed in the background counts until it is.
 #[track_caller]
-fn all_gone(c: &mut Conn) {
+pub fn all_gone(c: &mut Conn) {
     wait_until("INFO to count nothing", SOON, || {
         (c.stat("spaces"), c.stat("users"), c.stat("sessions")) == (0, 0, 0)
     });
@@ -588,6 +588,93 @@ fn swapped_databases_lapse_where_they_are_now() {
     });
 }
 
+/// Databases change places again and again while leases end in both: each session leaves once, in the space it is in.
+#[test]
+fn databases_swapped_while_leases_are_due() {
+    const SPACES: usize = 20;
+    const USERS: usize = 50;
+    // A small budget, so that swaps come between the parts of a sweep.
+    let settings = [("presence.sweep-budget-us", "50"), ("presence.history-ttl-ms", "3600000")];
+    let server = Server::with(&settings);
+    let replica = Server::builder().line(&format!("replicaof 127.0.0.1 {}", server.port)).start();
+    let (mut c, mut other, mut r) = (server.connect(), server.connect(), replica.connect());
+    let mut sub = server.psubscribe(&["presence:*"]);
+    wait_until("the replica", SOON * 2, || r.info("replication")["master_link_status"] == "up");
+    // Half of the names are in both, each life with an epoch of its own; the others only in one.
+    let name =
+        |db: usize, s: usize| if s < SPACES / 2 { format!("s{s}") } else { format!("s{s}of{db}") };
+    let leases = now_ms() + 2000;
+    for db in 0..2 {
+        c.ok(args!["SELECT", db]);
+        let epoch = now_ms();
+        wait_until("the next millisecond", SOON, || now_ms() > epoch);
+        for s in 0..SPACES {
+            let mut commands = vec![args!["PRESENCE.ONLINE", name(db, s), "stays", "EX", 3600]];
+            commands.extend((0..USERS).map(|u| {
+                args![
+                    "PRESENCE.ONLINE",
+                    name(db, s),
+                    format!("{db}:{u}"),
+                    "PXAT",
+                    leases + 10 * u as i64
+                ]
+            }));
+            c.batch(commands)
+                .into_iter()
+                .for_each(|reply| assert_eq!(reply.unwrap(), Value::Int(1)));
+        }
+    }
+    assert!(now_ms() < leases, "the machine was too slow for this test");
+    let epochs: Vec<Vec<i64>> = (0..2)
+        .map(|db| {
+            c.ok(args!["SELECT", db]);
+            (0..SPACES).map(|s| last_id(&mut c, &name(db, s)).0).collect()
+        })
+        .collect();
+    let mut swaps = 0;
+    let end = leases + 10 * USERS as i64 + 100;
+    while now_ms() < end {
+        c.ok(["SWAPDB 0 1", "SWAPDB 1 0"][swaps % 2]);
+        // Somebody who is in both is never gone.
+        assert_eq!(
+            other.int(args!["PRESENCE.ONLINE", name(0, swaps % (SPACES / 2)), "stays", "EX", 3600]),
+            0
+        );
+        swaps += 1;
+    }
+    println!("{swaps} swaps");
+
+    let mut rosters: BTreeMap<(String, i64), (Roster, u64)> = BTreeMap::new();
+    for e in sub.events(2 * SPACES * (1 + USERS + USERS), SOON) {
+        let (epoch, seq) = e.id();
+        let (roster, last) = rosters.entry((e.str("space").into(), epoch)).or_default();
+        assert_eq!(seq, *last + 1, "{e:?}");
+        *last = seq;
+        e.fold(roster);
+        if e.kind() == "leave" {
+            let lease = leases + 10 * e.user()[2..].parse::<i64>().unwrap();
+            assert!(e.int("at") >= lease && e.str("reason") == "timeout", "too early: {e:?}");
+        }
+    }
+    assert_eq!(rosters.len(), 2 * SPACES);
+    let stays = Roster::from([("stays".to_string(), [String::new()].into())]);
+    assert!(rosters.values().all(|(roster, _)| *roster == stays));
+    assert!(sub.events_so_far(&mut c).is_empty(), "somebody left twice");
+    // Each space is where the swaps have brought it, on the replica as well.
+    for db in 0..2 {
+        c.ok(args!["SELECT", db]);
+        r.ok(args!["SELECT", db]);
+        assert_eq!(c.int("WAIT 1 20000"), 1);
+        let was = (db + swaps) % 2;
+        for (s, epoch) in epochs[was].iter().enumerate() {
+            let name = name(was, s);
+            assert_eq!((last_id(&mut c, &name).0, c.space(&name).names()), (*epoch, vec!["stays"]));
+            assert_eq!(r.digest(&name), c.digest(&name));
+        }
+    }
+    assert_eq!(c.stat("users"), 2 * SPACES as i64);
+}
+
 #[test]
 fn flushing_one_database_leaves_the_others() {
     steady(|| {
@@ -641,6 +728,112 @@ fn flushing_one_database_leaves_the_others() {
         assert_eq!(leave.id().1, 2);
         sub.expect_none_for(ms(100));
     });
+}
+
+// --- loading ---------------------------------------------------------------------------------------------------------
+
+fn signal(pid: &str, signal: &str) {
+    std::process::Command::new("kill").args([signal, pid]).status().unwrap();
+}
+
+/// Ends a server and those who save for it: some send a snapshot to its end without their parent.
+fn kill_with_children(server: &Server) {
+    let pid = server.pid();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    children.split_whitespace().for_each(|child| signal(child, "-9"));
+    server.stop(Stop::Kill);
+}
+
+/// A replica takes a whole dataset in beside the one that it serves, and then becomes the primary: the leases of the
+/// new one end, those of the old one mean nothing. Where the transfer breaks off, it is the other way round.
+fn dataset_loaded_aside(breaks_off: bool) {
+    let promoted_in_time = |lease_ms: i64| {
+        let primary = Server::with(&[
+            ("repl-diskless-sync", "yes"),
+            ("repl-backlog-size", "16384"),
+            ("rdbcompression", "no"),
+        ]);
+        let replica = Server::builder()
+            .config("repl-diskless-load", "swapdb")
+            .config("loading-process-events-interval-bytes", "1024")
+            .config("presence.restart-grace-ms", "0")
+            .line(&format!("replicaof 127.0.0.1 {}", primary.port))
+            .start();
+        let (mut p, mut r) = (primary.connect(), replica.connect());
+        let lease = now_ms() + lease_ms;
+        online(&mut p, "both", "was", lease);
+        online(&mut p, "old", "a", lease);
+        p.ok("SELECT 3");
+        online(&mut p, "old3", "a", lease);
+        p.ok("SELECT 0");
+        wait_until("the replica", SOON * 2, || {
+            r.info("replication")["master_link_status"] == "up" && r.int("EXISTS old") == 1
+        });
+        assert_eq!(p.int("WAIT 1 20000"), 1);
+
+        // It misses more than the backlog holds, and has to take in everything anew: slowly.
+        signal(&replica.pid().to_string(), "-STOP");
+        p.ok("CLIENT KILL TYPE replica");
+        p.ok("FLUSHALL");
+        online(&mut p, "both", "is", lease);
+        online(&mut p, "new", "a", lease);
+        p.ok("SELECT 4");
+        online(&mut p, "new4", "a", lease);
+        for key in 0..60 {
+            p.ok(args!["SET", format!("k{key}"), "x".repeat(5000)]);
+        }
+        p.ok(args!["CONFIG", "SET", "rdb-key-save-delay", 2 * lease_ms]); // us, for each of 63 keys
+        signal(&replica.pid().to_string(), "-CONT");
+        let loads = |r: &mut Conn| r.info("persistence")["async_loading"] == "1";
+        wait_until("the load to begin", SOON * 4, || loads(&mut r) || r.int("EXISTS new") == 1);
+        let served = r.space("both");
+        if loads(&mut r) && now_ms() < lease {
+            assert_eq!(served.names(), ["was"], "the old dataset is served meanwhile");
+        }
+        if breaks_off {
+            kill_with_children(&primary);
+        }
+        wait_until("the load to end", SOON * 4, || !loads(&mut r));
+        if !breaks_off {
+            wait_until("the link", SOON * 4, || {
+                r.info("replication")["master_link_status"] == "up"
+            });
+        }
+        let mut sub = replica.psubscribe(&["presence:*"]);
+        r.ok("REPLICAOF NO ONE");
+        let was_too_late = breaks_off && r.int("EXISTS new") == 1;
+        if was_too_late || now_ms() > lease - 300 {
+            return false;
+        }
+        assert_eq!((r.stat("spaces"), r.stat("users")), (3, 3));
+        let mut left: Vec<_> = sub.events(3, ms(lease_ms as u64) + SOON);
+        left.sort_by_key(|e| e.str("space").to_string());
+        let expected = match breaks_off {
+            true => [("both", "was"), ("old", "a"), ("old3", "a")],
+            false => [("both", "is"), ("new", "a"), ("new4", "a")],
+        };
+        for (e, (space, user)) in left.iter().zip(expected) {
+            assert_eq!((e.str("space"), e.brief()), (space, format!("leave {user} (timeout)")));
+            assert!(e.int("at") >= lease, "too early: {e:?}");
+        }
+        assert!(sub.events_so_far(&mut r).is_empty());
+        assert_eq!((r.stat("users"), r.stat("sessions")), (0, 0));
+        true
+    };
+    assert!(
+        [5000, 20_000].into_iter().any(promoted_in_time),
+        "the machine was too slow for this test"
+    );
+}
+
+#[test]
+fn a_dataset_loaded_aside_takes_the_place_of_the_old_one() {
+    dataset_loaded_aside(false);
+}
+
+#[test]
+fn a_dataset_whose_loading_aside_broke_off_leaves_no_trace() {
+    dataset_loaded_aside(true);
 }
 
 // --- closed ----------------------------------------------------------------------------------------------------------
@@ -748,150 +941,6 @@ fn a_connection_stays_in_its_database() {
         }
     }
     assert!(wrong.is_empty(), "the connection was in another database after {wrong:?}");
-}
-
-// --- memory ----------------------------------------------------------------------------------------------------------
-
-#[test]
-fn eviction_while_the_sweep_runs() {
-    for policy in ["allkeys-lru", "allkeys-random", "volatile-ttl"] {
-        let server = Server::with(&[("maxmemory-policy", policy)]);
-        let mut c = server.connect();
-        let used: i64 = c.info("memory")["used_memory"].parse().unwrap();
-        c.ok(args!["CONFIG", "SET", "maxmemory", used + 1_500_000]);
-        let mut rng = rng(5);
-        let mut refused = 0;
-        for s in 0..3000 {
-            if policy == "volatile-ttl" {
-                // When spaces alone fill the memory, nothing is left that this policy may evict.
-                let set = args!["SET", format!("k{s}"), vec![b'x'; 2000], "PX", 500_000 + s];
-                if let Err(e) = c.try_cmd(set) {
-                    assert!(e.starts_with("OOM "), "{e}");
-                    let keys = c.info("keyspace").remove("db0").unwrap_or_default();
-                    assert!(keys.contains("expires=0"), "{e}, but something could go: {keys}");
-                }
-            }
-            let ttl = if rng.random_bool(0.5) { rng.random_range(1..100) } else { 60_000 };
-            let mut words = args!["PRESENCE.ONLINE", format!("s{}", s % 400), "USERS", 4];
-            words.extend((0..4).map(|u| format!("user-{u}-{s}").into_bytes()));
-            words.extend(args!["PX", ttl]);
-            match c.try_cmd(words) {
-                Ok(_) => {}
-                Err(e) if e.starts_with("OOM ") => refused += 1,
-                Err(e) => panic!("{e}"),
-            }
-        }
-        let evicted: i64 = c.info("stats")["evicted_keys"].parse().unwrap();
-        assert!(evicted > 100, "{policy}: {evicted} keys evicted, {refused} calls refused");
-        // Whatever is left is whole.
-        let counted = (c.stat("users"), c.stat("sessions"));
-        let (mut users, mut sessions) = (0, 0);
-        for s in 0..400 {
-            let space = c.space(format!("s{s}"));
-            assert_eq!(space.users as usize, space.members.len());
-            users += space.users;
-            sessions += space.sessions;
-        }
-        // INFO counts those who lapsed until they are swept, so it had at least these.
-        assert!(counted.0 >= users && counted.1 >= sessions, "{counted:?}, {users}, {sessions}");
-        c.ok("CONFIG SET maxmemory 0");
-        wait_until("the short leases to go", SOON, || c.stat("sweep_backlog") == 0);
-        c.ok("FLUSHALL");
-        all_gone(&mut c);
-    }
-}
-
-#[test]
-fn without_memory_renewals_and_offlines_go_on_and_new_sessions_do_not() {
-    steady(|| {
-        let server = Server::with(&[("maxmemory-policy", "noeviction")]);
-        let mut c = server.connect();
-        let mut sub = server.psubscribe(&["presence:*"]);
-        c.ok("PRESENCE.ONLINE s USERS 3 a b c PX 60000");
-        c.ok("PRESENCE.ONLINE s d PX 2000");
-        sub.events_so_far(&mut c);
-        let before = c.digest("s");
-        c.ok("CONFIG SET maxmemory 1");
-        assert!(c.err("SET x y").starts_with("OOM "));
-        for refused in [
-            "PRESENCE.ONLINE s new",
-            "PRESENCE.ONLINE s a SESSION new",
-            "PRESENCE.ONLINE s USERS 3 a b new",
-            "PRESENCE.ONLINE s SESSIONS 2 a new b new",
-            "PRESENCE.ONLINE newspace a",
-        ] {
-            assert!(c.err(refused).starts_with("OOM "), "{refused}");
-        }
-        assert_eq!(c.digest("s"), before, "a refused call changed something");
-        assert_eq!(c.int("EXISTS newspace"), 0);
-        let inside = "return redis.pcall('PRESENCE.ONLINE', KEYS[1], ARGV[1])";
-        assert!(c.err(args!["EVAL", inside, 1, "s", "new"]).contains("OOM "));
-        assert!(sub.events_so_far(&mut c).is_empty());
-
-        assert_eq!(c.int("PRESENCE.ONLINE s a PX 70000"), 0);
-        assert_eq!(c.int("PRESENCE.ONLINE s USERS 2 a b PX 70000"), 0);
-        assert!(sub.events_so_far(&mut c).iter().all(|e| e.brief() == "leave d (timeout)"));
-    });
-}
-
-#[test]
-fn without_memory_leaves_still_come() {
-    steady(|| {
-        let server = Server::with(&[("maxmemory-policy", "noeviction")]);
-        let mut c = server.connect();
-        let mut sub = server.psubscribe(&["presence:*"]);
-        c.ok("PRESENCE.ONLINE s a PX 60000");
-        let lease = now_ms() + 400;
-        online(&mut c, "s", "b", lease);
-        online(&mut c, "s", "c", lease + 60_000);
-        c.ok("CONFIG SET maxmemory 1");
-        sub.events_so_far(&mut c);
-        leaves(&mut sub, "s", "b", lease);
-        assert_eq!(c.int("PRESENCE.OFFLINE s a"), 1);
-        assert_eq!(c.int("PRESENCE.ONLINE s c"), 0);
-        assert_eq!(c.ok("PRESENCE.ONLINE s nobody XX"), Value::Nil);
-        assert_eq!(c.int("PRESENCE.OFFLINE s c LINGER 10"), 0);
-        assert_eq!(
-            sub.events(2, SOON).iter().map(Event::brief).collect::<Vec<_>>(),
-            ["leave a (offline)", "leave c (offline)"]
-        );
-    });
-}
-
-#[test]
-fn memory_usage_follows_the_members() {
-    let server = Server::with(&[("presence.history-length", "0")]);
-    let mut c = server.connect();
-    let mut usage = Vec::new();
-    let mut n = 0;
-    for target in [1, 10, 100, 1000, 10_000] {
-        let fresh: Vec<_> = (n..target)
-            .map(|u| args!["PRESENCE.ONLINE", "s", format!("user-{u:05}"), "PX", 600_000])
-            .collect();
-        c.batch(fresh);
-        n = target;
-        usage.push(c.int("MEMORY USAGE s"));
-    }
-    println!("MEMORY USAGE of 1, 10, 100, 1000, 10000 users: {usage:?}");
-    assert!(usage.windows(2).all(|w| w[0] < w[1]));
-    let each = (usage[4] - usage[3]) / 9000;
-    assert!((40..400).contains(&each), "{each} bytes a member");
-    // What it says is about what the server sees.
-    let used = |c: &mut Conn| c.info("memory")["used_memory"].parse::<i64>().unwrap();
-    let before = used(&mut c);
-    c.ok("DEL s");
-    // Some servers free in the background.
-    let mut freed = 0;
-    wait_until("about as much memory as MEMORY USAGE said to be freed", SOON, || {
-        freed = before - used(&mut c);
-        (freed - usage[4]).abs() < usage[4] / 2
-    });
-    println!("MEMORY USAGE said {}, DEL freed {freed}", usage[4]);
-
-    c.ok(args!["PRESENCE.ONLINE", "m", "a", "META", format!("\"{}\"", "x".repeat(3000))]);
-    let with_meta = c.int("MEMORY USAGE m");
-    c.ok("PRESENCE.ONLINE m a META null");
-    assert!(with_meta - c.int("MEMORY USAGE m") > 2500);
 }
 
 // --- what tools ask of a key -----------------------------------------------------------------------------------------
