@@ -1,0 +1,77 @@
+//! What a call costs: heartbeats, joins, reads.
+
+use crate::figures::Figures;
+use crate::load::Load;
+use crate::people::Shape;
+use crate::rounds::{measure, Job};
+use crate::server::Server;
+use crate::systems::{in_lists, Shas, System, HEARTBEATS, JOINS};
+use crate::{Options, Result};
+
+/// The two ways in which a hundred thousand people are spread.
+pub const SHAPES: [Shape; 2] = [
+    Shape { name: "one space of 100k", spaces: 1, members: 100_000 },
+    Shape { name: "1,024 spaces", spaces: 1024, members: 102_400 },
+];
+/// Sessions in a call with a list.
+pub const LIST: usize = 100;
+
+/// The name of a figure.
+pub fn figure(what: &str, system: System, shape: &Shape) -> String {
+    format!("{what}.{}.{}", system.name(), shape.name)
+}
+
+/// A server on which everybody of the shape is present in each of the systems.
+fn filled(options: &Options, shape: &Shape, systems: &[System]) -> Result<(Server, Shas)> {
+    let mut server = Server::start(options, &[])?;
+    let sha = Shas::load(&mut server.client)?;
+    let mut load = Load::connect(&server)?;
+    for system in systems {
+        if let Some(mut calls) = system.fill(shape, &sha) {
+            load.all(&mut calls).map_err(|e| format!("{}: {e}", system.name()))?;
+        }
+    }
+    Ok((server, sha))
+}
+
+/// One session a call, and a hundred a call.
+pub fn renewal(options: &Options, figures: &mut Figures) -> Result<()> {
+    for shape in &SHAPES {
+        let (mut server, sha) = filled(options, shape, &HEARTBEATS)?;
+        let mut jobs: Vec<Job> = HEARTBEATS
+            .iter()
+            .map(|system| {
+                let calls = system.heartbeats(shape, &sha);
+                Job::new(figure("renewal", *system, shape), calls).one_by_one()
+            })
+            .collect();
+        for system in [System::Floor, System::Presence, System::SortedSet] {
+            let calls = in_lists(system, shape, LIST);
+            jobs.push(Job::new(figure("list", system, shape), calls));
+        }
+        measure(options, &mut server, &mut jobs, figures)?;
+    }
+    Ok(())
+}
+
+/// New members come and go, beside those who are there. It is published by those who publish.
+pub fn join(options: &Options, figures: &mut Figures) -> Result<()> {
+    for shape in &SHAPES {
+        let (mut server, sha) = filled(options, shape, &JOINS)?;
+        let count = if options.quick { 1000 } else { 4000 };
+        let mut jobs: Vec<Job> = JOINS
+            .iter()
+            .map(|system| {
+                // Each of Longhouse's joins looks at all keys.
+                let count = if *system == System::Longhouse { 4 } else { count };
+                let new = shape.members..shape.members + count;
+                let joins = system.joins(shape, new.clone(), &sha);
+                let leaves = system.leaves(shape, new, &sha);
+                Job::new(figure("join", *system, shape), joins)
+                    .undone_by(figure("leave", *system, shape), leaves)
+            })
+            .collect();
+        measure(options, &mut server, &mut jobs, figures)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! Who is there: the same people, the same names and the same metadata for every system.
+
+/// Bytes of a session's name, as a UUID has.
+pub const SESSION_BYTES: usize = 36;
+/// Bytes of a user's name.
+pub const USER_BYTES: usize = 10;
+/// Bytes of a session's metadata.
+pub const META_BYTES: usize = 120;
+
+/// `members` sessions, one a user, spread evenly over `spaces` spaces.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    pub name: &'static str,
+    pub spaces: usize,
+    pub members: usize,
+}
+
+impl Shape {
+    /// The members of one space come at this distance.
+    pub fn space_of(&self, member: usize) -> String {
+        format!("room:{:06}", member % self.spaces)
+    }
+
+    /// Everybody twice, each time in another order; the spaces round robin, within a space at random.
+    ///
+    /// Twice, because who always comes in the same order always has the oldest lease of all, and to a
+    /// sorted set that is a special case: take the first, append it. People are not as regular.
+    pub fn order(&self) -> Vec<usize> {
+        let mut random = Random(7);
+        let mut order = self.shuffled(&mut random);
+        order.extend(self.shuffled(&mut random));
+        order
+    }
+
+    fn shuffled(&self, random: &mut Random) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.members).collect();
+        let each = self.members / self.spaces;
+        for space in 0..self.spaces {
+            for at in (1..each).rev() {
+                let other = random.below(at + 1);
+                order.swap(at * self.spaces + space, other * self.spaces + space);
+            }
+        }
+        order
+    }
+}
+
+/// The same numbers in each run.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+
+    pub fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+}
+
+pub fn user(member: usize) -> String {
+    format!("u{member:09}")
+}
+
+pub fn session(member: usize) -> String {
+    let mut random = Random(member as u64 ^ 0x5e55_1011);
+    let (a, b) = (random.next(), random.next());
+    format!(
+        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+        a >> 32,
+        (a >> 16) & 0xffff,
+        a & 0xffff,
+        b >> 48,
+        b & 0xffff_ffff_ffff
+    )
+}
+
+pub fn meta(member: usize) -> String {
+    let text = format!(
+        "{{\"name\":\"Member {member:09}\",\"device\":\"browser\",\"status\":\"here\",\"avatar\":\"/a/{:016x}.png\",\"note\":\"",
+        Random(member as u64).next()
+    );
+    format!("{text:.<width$}\"}}", width = META_BYTES - 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_as_long_as_is_said() {
+        for member in [0, 1, 99_999, 1_000_000, 123_456_789] {
+            assert_eq!(user(member).len(), USER_BYTES);
+            assert_eq!(session(member).len(), SESSION_BYTES);
+            assert_eq!(meta(member).len(), META_BYTES);
+        }
+    }
+
+    #[test]
+    fn the_order_has_everybody_twice_and_the_spaces_round_robin() {
+        let shape = Shape { name: "", spaces: 8, members: 80 };
+        let order = shape.order();
+        assert!(order.iter().enumerate().all(|(at, member)| member % 8 == at % 8));
+        assert_ne!(order[..80], order[80..]);
+        for half in order.chunks(80) {
+            let mut sorted = half.to_vec();
+            sorted.sort_unstable();
+            assert!(sorted.iter().copied().eq(0..80));
+            assert_ne!(half, sorted);
+        }
+    }
+}
