@@ -10,11 +10,14 @@ use crate::{Options, Result};
 
 /// The two ways in which a hundred thousand people are spread.
 pub const SHAPES: [Shape; 2] = [
-    Shape { name: "one space of 100k", spaces: 1, members: 100_000 },
-    Shape { name: "1,024 spaces", spaces: 1024, members: 102_400 },
+    Shape { name: "one space of 100k", prefix: "room", spaces: 1, members: 100_000, meta: true },
+    Shape { name: "1,024 spaces", prefix: "room", spaces: 1024, members: 102_400, meta: true },
 ];
 /// Sessions in a call with a list.
 pub const LIST: usize = 100;
+
+pub const LISTS: [System; 4] =
+    [System::Floor, System::Presence, System::SortedSet, System::SortedSetAny];
 
 /// The name of a figure.
 pub fn figure(what: &str, system: System, shape: &Shape) -> String {
@@ -22,7 +25,7 @@ pub fn figure(what: &str, system: System, shape: &Shape) -> String {
 }
 
 /// A server on which everybody of the shape is present in each of the systems.
-fn filled(options: &Options, shape: &Shape, systems: &[System]) -> Result<(Server, Shas)> {
+pub fn filled(options: &Options, shape: &Shape, systems: &[System]) -> Result<(Server, Shas)> {
     let mut server = Server::start(options, &[])?;
     let sha = Shas::load(&mut server.client)?;
     let mut load = Load::connect(&server)?;
@@ -45,7 +48,7 @@ pub fn renewal(options: &Options, figures: &mut Figures) -> Result<()> {
                 Job::new(figure("renewal", *system, shape), calls).one_by_one()
             })
             .collect();
-        for system in [System::Floor, System::Presence, System::SortedSet] {
+        for system in LISTS {
             let calls = in_lists(system, shape, LIST);
             jobs.push(Job::new(figure("list", system, shape), calls));
         }

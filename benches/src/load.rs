@@ -17,6 +17,7 @@ pub static CLOCK: [u8; CLOCK_DIGITS] = *b"0000000000000";
 const CLOCK_START: u64 = 2_000_000_000_000;
 
 /// A ring of calls. A call is one request or several, and may be about several sessions.
+#[derive(Clone)]
 pub struct Calls {
     /// The database they go to: each system has one of its own.
     pub db: usize,

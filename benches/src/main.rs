@@ -3,9 +3,15 @@
 //! and how to read it.
 
 mod calls;
+mod docs;
+mod expiry;
 mod figures;
+mod growth;
 mod load;
+mod memory;
 mod people;
+mod persistence;
+mod reads;
 mod report;
 mod resp;
 mod rounds;
@@ -21,6 +27,7 @@ use std::time::{Duration, Instant};
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
+#[derive(Clone)]
 pub struct Options {
     pub server: PathBuf,
     pub module: PathBuf,
@@ -31,6 +38,8 @@ pub struct Options {
     pub rounds: usize,
     /// How long one job runs at a time.
     pub slice: Duration,
+    /// Of a million renewals each.
+    pub minutes: usize,
     pub server_core: Option<usize>,
     /// The repository's docs, where the results are to be written there.
     docs: Option<PathBuf>,
@@ -47,6 +56,7 @@ impl Options {
         let server = variable("SERVER").ok_or("SERVER names no server: run me by `make bench`")?;
         let module = variable("PRESENCE_MODULE").map_or(here.join("presence.so"), PathBuf::from);
         let rounds = variable("ROUNDS").map(|text| text.parse()).transpose()?;
+        let minutes = variable("MINUTES").map(|text| text.parse()).transpose()?;
         let cores = server::cores();
         let server_core = (cores.len() > 1).then(|| cores[cores.len() - 1]);
         if server_core.is_some() {
@@ -64,6 +74,7 @@ impl Options {
                 .unwrap_or_default(),
             rounds: rounds.unwrap_or(if quick { 5 } else { 15 }),
             slice: Duration::from_millis(if quick { 60 } else { 200 }),
+            minutes: minutes.unwrap_or(10),
             server_core,
             docs: variable("DOCS_DIR").map(PathBuf::from).filter(|_| write_docs),
         };
@@ -79,6 +90,17 @@ impl Options {
         Ok(options)
     }
 
+    /// How this run was asked for.
+    pub fn command(&self) -> String {
+        let mut text = String::from(if self.quick { "make bench-quick" } else { "make bench" });
+        for name in ["ONLY", "ROUNDS", "MINUTES"] {
+            if let Some(value) = std::env::var(name).ok().filter(|value| !value.is_empty()) {
+                text += &format!(" {name}={value}");
+            }
+        }
+        text
+    }
+
     fn wants(&self, group: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|name| name == group)
     }
@@ -90,20 +112,53 @@ type Group = fn(&Options, &mut Figures) -> Result<()>;
 const GROUPS: &[(&str, &str, Group)] = &[
     ("renewal", "heartbeats of everybody's kind", calls::renewal),
     ("join", "joins and leaves", calls::join),
+    ("status", "the status of 500 users", reads::status),
+    ("space", "everybody in a space of 100k", reads::space),
+    ("growth", "sizes and numbers of spaces", growth::growth),
+    ("memory", "bytes a session and a space", memory::memory),
+    ("rdb", "saving and loading", persistence::persistence),
+    ("lapse", "leases that end evenly", expiry::lapse),
+    ("crowd", "a crowd whose leases end at once", expiry::crowd),
+    ("heartbeats", "memory under a million renewals a minute", expiry::heartbeats),
 ];
+
+/// The server's own words for what it is.
+fn engine(options: &Options) -> Result<String> {
+    let mut server = server::Server::start(options, &[])?;
+    let allocator = server.info("memory", "mem_allocator")?;
+    let (name, version) = match server.info("server", "valkey_version") {
+        Ok(version) => ("Valkey", version),
+        Err(_) => ("Redis", server.info("server", "redis_version")?),
+    };
+    Ok(format!("{name} {version}, {allocator}"))
+}
 
 fn run() -> Result<()> {
     let options = Options::read()?;
     let mut figures = Figures::default();
     let start = Instant::now();
     for (name, about, group) in GROUPS {
-        if options.wants(name) {
+        // A minute is too long for a quick run, unless it is asked for.
+        let too_long = options.quick && *name == "heartbeats" && options.only.is_empty();
+        if options.wants(name) && !too_long {
             eprintln!("{:>6.1} s  {name}: {about}", start.elapsed().as_secs_f64());
             group(&options, &mut figures).map_err(|e| format!("{name}: {e}"))?;
         }
     }
     eprintln!("{:>6.1} s  done", start.elapsed().as_secs_f64());
-    report::show(&options, &figures)
+    let engine = engine(&options)?;
+    let about = docs::About::gather(&options, engine);
+    for (name, value) in about.lines() {
+        println!("{name:<8} {value}");
+    }
+    let tables = report::tables(&figures);
+    for table in &tables {
+        print!("{}", table.plain());
+    }
+    match &options.docs {
+        Some(dir) => docs::write(dir, &about, &tables, &figures),
+        None => Ok(()),
+    }
 }
 
 fn main() -> ExitCode {

@@ -1,24 +1,28 @@
 //! Who is there: the same people, the same names and the same metadata for every system.
 
-/// Bytes of a session's name, as a UUID has.
-pub const SESSION_BYTES: usize = 36;
-/// Bytes of a user's name.
-pub const USER_BYTES: usize = 10;
 /// Bytes of a session's metadata.
-pub const META_BYTES: usize = 120;
+const META_BYTES: usize = 120;
+
+/// More are not called than these of a very large shape, so that the requests fit into memory.
+const MOST_CALLS: usize = 400_000;
 
 /// `members` sessions, one a user, spread evenly over `spaces` spaces.
 #[derive(Clone, Copy)]
 pub struct Shape {
+    /// In tables and in the names of figures.
     pub name: &'static str,
+    /// What the names of its spaces begin with; shapes of one server differ in it.
+    pub prefix: &'static str,
     pub spaces: usize,
     pub members: usize,
+    /// Whether sessions have metadata.
+    pub meta: bool,
 }
 
 impl Shape {
-    /// The members of one space come at this distance.
+    /// Space after space gets its next member.
     pub fn space_of(&self, member: usize) -> String {
-        format!("room:{:06}", member % self.spaces)
+        format!("{}:{:06}", self.prefix, member % self.spaces)
     }
 
     /// Everybody twice, each time in another order; the spaces round robin, within a space at random.
@@ -29,6 +33,7 @@ impl Shape {
         let mut random = Random(7);
         let mut order = self.shuffled(&mut random);
         order.extend(self.shuffled(&mut random));
+        order.truncate(MOST_CALLS);
         order
     }
 
@@ -62,10 +67,12 @@ impl Random {
     }
 }
 
+/// 10 bytes.
 pub fn user(member: usize) -> String {
     format!("u{member:09}")
 }
 
+/// 36 bytes, as a UUID.
 pub fn session(member: usize) -> String {
     let mut random = Random(member as u64 ^ 0x5e55_1011);
     let (a, b) = (random.next(), random.next());
@@ -79,6 +86,7 @@ pub fn session(member: usize) -> String {
     )
 }
 
+/// A JSON object of 120 bytes.
 pub fn meta(member: usize) -> String {
     let text = format!(
         "{{\"name\":\"Member {member:09}\",\"device\":\"browser\",\"status\":\"here\",\"avatar\":\"/a/{:016x}.png\",\"note\":\"",
@@ -94,15 +102,15 @@ mod tests {
     #[test]
     fn names_are_as_long_as_is_said() {
         for member in [0, 1, 99_999, 1_000_000, 123_456_789] {
-            assert_eq!(user(member).len(), USER_BYTES);
-            assert_eq!(session(member).len(), SESSION_BYTES);
-            assert_eq!(meta(member).len(), META_BYTES);
+            assert_eq!(user(member).len(), 10);
+            assert_eq!(session(member).len(), 36);
+            assert_eq!(meta(member).len(), 120);
         }
     }
 
     #[test]
     fn the_order_has_everybody_twice_and_the_spaces_round_robin() {
-        let shape = Shape { name: "", spaces: 8, members: 80 };
+        let shape = Shape { name: "", prefix: "", spaces: 8, members: 80, meta: true };
         let order = shape.order();
         assert!(order.iter().enumerate().all(|(at, member)| member % 8 == at % 8));
         assert_ne!(order[..80], order[80..]);

@@ -231,16 +231,20 @@ impl System {
             Presence => {
                 let mut calls = self.calls(vec![Expect::int(1)]);
                 for member in members {
-                    calls.request(&[
+                    let (space, user, session) =
+                        (shape.space_of(member), user(member), session(member));
+                    let mut args: Vec<&[u8]> = vec![
                         b"PRESENCE.ONLINE",
-                        shape.space_of(member).as_bytes(),
-                        user(member).as_bytes(),
+                        space.as_bytes(),
+                        user.as_bytes(),
                         b"SESSION",
-                        session(member).as_bytes(),
-                        b"META",
-                        meta(member).as_bytes(),
-                    ]);
-                    calls.end();
+                        session.as_bytes(),
+                    ];
+                    let meta = meta(member);
+                    if shape.meta {
+                        args.extend([&b"META"[..], meta.as_bytes()]);
+                    }
+                    calls.request(&args).end();
                 }
                 calls
             }
@@ -343,7 +347,7 @@ impl System {
                     let mut args: Vec<&[u8]> = vec![b"EVALSHA", sha.map_remove.as_bytes(), b"6"];
                     args.extend(keys.iter().map(|key| key.as_bytes()));
                     let (session, channel) = (session(member), map_channel(&space));
-                    let info = client_info(member);
+                    let info = client_info(shape, member);
                     args.extend([session.as_bytes(), &info, STREAM_LENGTH, STREAM_TTL]);
                     args.extend([MILLISECONDS, channel.as_bytes(), space.as_bytes()]);
                     calls.request(&args).end();
@@ -425,7 +429,7 @@ impl System {
             SECONDS,
             &CLOCK,
             session(member).as_bytes(),
-            &client_info(member),
+            &client_info(shape, member),
             user(member).as_bytes(),
             self.users_flag(),
         ]);
@@ -438,6 +442,7 @@ pub fn in_lists(system: System, shape: &Shape, each: usize) -> Calls {
     let reply = Expect::int(0);
     let mut calls = system.calls(vec![reply]);
     calls.pipeline = 8;
+    calls.scattered = system == SortedSetAny;
     let order = shape.order();
     for space in 0..shape.spaces {
         let members: Vec<usize> = order.iter().skip(space).step_by(shape.spaces).copied().collect();
@@ -448,21 +453,43 @@ pub fn in_lists(system: System, shape: &Shape, each: usize) -> Calls {
             let count = each.to_string();
             let key = format!("leases:{space}");
             let mut args: Vec<&[u8]> = match system {
-                SortedSet => vec![b"ZADD", key.as_bytes()],
+                SortedSet | SortedSetAny => vec![b"ZADD", key.as_bytes()],
                 Presence => vec![b"PRESENCE.ONLINE", space.as_bytes()],
                 _ => vec![b"BENCHMARK.FLOOR", space.as_bytes()],
             };
-            if system != SortedSet {
+            let is_zadd = matches!(system, SortedSet | SortedSetAny);
+            if !is_zadd {
                 args.extend([&b"SESSIONS"[..], count.as_bytes()]);
             }
             for (user, session) in &names {
-                args.push(if system == SortedSet { &CLOCK } else { user.as_bytes() });
+                args.push(if is_zadd { &CLOCK } else { user.as_bytes() });
                 args.push(session.as_bytes());
             }
             calls.request(&args).end();
         }
     }
     calls
+}
+
+/// The leanest way to keep the same in core types: a sorted set of leases, and a hash of session to
+/// user and metadata, a pair for each space.
+pub fn plain_pair(shape: &Shape, members: std::ops::Range<usize>) -> Calls {
+    let mut calls = Calls::new(PLAIN_DB, vec![Expect::int(1), Expect::int(1)], &[]);
+    for member in members {
+        let space = shape.space_of(member);
+        let session = session(member);
+        let data = format!("{} {}", user(member), meta(member));
+        let (leases, sessions) = (format!("leases:{space}"), plain_hash(&space));
+        calls.request(&[b"ZADD", leases.as_bytes(), &CLOCK, session.as_bytes()]);
+        calls.request(&[b"HSET", sessions.as_bytes(), session.as_bytes(), data.as_bytes()]).end();
+    }
+    calls
+}
+
+pub const PLAIN_DB: usize = 11;
+
+pub fn plain_hash(space: &str) -> String {
+    format!("sessions:{space}")
 }
 
 /// Scripts by what the server calls them.
@@ -515,7 +542,8 @@ fn map_channel(space: &str) -> String {
 fn map_add(calls: &mut Calls, shape: &Shape, member: usize, sha: &Shas) {
     let keys = map_keys(shape, member);
     let space = shape.space_of(member);
-    let (session, channel, info) = (session(member), map_channel(&space), client_info(member));
+    let (session, channel, info) =
+        (session(member), map_channel(&space), client_info(shape, member));
     let mut args: Vec<&[u8]> = vec![b"EVALSHA", sha.map_add.as_bytes(), b"6"];
     args.extend(keys.iter().map(|key| key.as_bytes()));
     args.extend([session.as_bytes(), &info, STREAM_LENGTH, STREAM_TTL, MILLISECONDS]);
@@ -525,13 +553,14 @@ fn map_add(calls: &mut Calls, shape: &Shape, member: usize, sha: &Shas) {
 
 fn publish(calls: &mut Calls, shape: &Shape, member: usize) {
     let channel = map_channel(&shape.space_of(member));
-    calls.request(&[b"PUBLISH", channel.as_bytes(), &client_info(member)]);
+    calls.request(&[b"PUBLISH", channel.as_bytes(), &client_info(shape, member)]);
 }
 
 /// What Centrifugo keeps of a client: user, client and metadata, each with its tag and length.
-pub fn client_info(member: usize) -> Vec<u8> {
+fn client_info(shape: &Shape, member: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
-    for (tag, text) in [(0x0a, user(member)), (0x12, session(member)), (0x1a, meta(member))] {
+    let meta = if shape.meta { meta(member) } else { String::new() };
+    for (tag, text) in [(0x0a, user(member)), (0x12, session(member)), (0x1a, meta)] {
         bytes.extend([tag, text.len() as u8]);
         bytes.extend(text.as_bytes());
     }
