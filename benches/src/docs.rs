@@ -32,7 +32,7 @@ impl About {
             commit: run("git", &["describe", "--always", "--dirty", "--tags"])
                 .unwrap_or_else(unknown),
             date: run("date", &["-u", "+%Y-%m-%d %H:%M UTC"]).unwrap_or_else(unknown),
-            machine: machine().unwrap_or_else(unknown),
+            machine: machine(options.cores).unwrap_or_else(unknown),
             command: options.command(),
         }
     }
@@ -48,7 +48,7 @@ impl About {
     }
 }
 
-fn machine() -> Option<String> {
+fn machine(cores: usize) -> Option<String> {
     let field = |text: &str, name: &str| -> Option<String> {
         let line = text.lines().find(|line| line.starts_with(name))?;
         Some(line.split(':').nth(1)?.trim().to_string())
@@ -60,7 +60,7 @@ fn machine() -> Option<String> {
     Some(format!(
         "{}, {} cores, {:.0} GiB, Linux {}",
         field(&cpu, "model name")?,
-        crate::server::cores().len().max(std::thread::available_parallelism().ok()?.get()),
+        cores,
         kib / 1024.0 / 1024.0,
         release.trim()
     ))

@@ -10,6 +10,7 @@ use crate::resp::{Client, Expect, Skipper};
 use crate::server::{now_ms, now_us, Server};
 use crate::{Options, Result};
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -166,9 +167,44 @@ fn heard(
     Ok(leaves)
 }
 
+/// How long the machine itself, busy with other things, left a thread on the server's core waiting that
+/// wanted to run: what is measured by the clock cannot be better than this.
+struct Stalls {
+    stop: std::sync::Arc<AtomicBool>,
+    thread: JoinHandle<u128>,
+}
+
+impl Stalls {
+    fn watch(core: Option<usize>) -> Stalls {
+        let stop = std::sync::Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            const NAP: Duration = Duration::from_millis(1);
+            if let Some(core) = core {
+                crate::server::pin(core);
+            }
+            crate::server::prefer(0);
+            let mut longest = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                let begin = Instant::now();
+                std::thread::sleep(NAP);
+                longest = longest.max((begin.elapsed().saturating_sub(NAP)).as_micros());
+            }
+            longest
+        });
+        Stalls { stop, thread }
+    }
+
+    /// The longest, in ms.
+    fn end(self) -> Result<f64> {
+        self.stop.store(true, Ordering::Relaxed);
+        Ok(self.thread.join().map_err(|_| "panic")? as f64 / 1000.0)
+    }
+}
+
 /// Everybody's lease ends, evenly, 20,000 a second.
 pub fn lapse(options: &Options, figures: &mut Figures) -> Result<()> {
-    let members = if options.quick { 60_000 } else { 1_000_000 };
+    let members = if options.quick { 40_000 } else { 1_000_000 };
     for (kind, name) in KINDS {
         let mut server = Server::start(options, kind.settings())?;
         server.prefer();
@@ -189,7 +225,9 @@ pub fn lapse(options: &Options, figures: &mut Figures) -> Result<()> {
             return Err("the machine is too slow to bring everybody in".into());
         }
         let deadline = Instant::now() + fill + last + patience;
+        let stalls = Stalls::watch(options.server_core);
         let leaves = listen(kind, &server, members, deadline)?.join().map_err(|_| "panic")??;
+        figures.add(format!("lapse.{name} stall"), stalls.end()?);
         lateness(figures, &format!("lapse.{name}"), &leaves, members, &lease)?;
     }
     Ok(())
@@ -278,10 +316,12 @@ fn one_crowd(
     let until = end + WATCHED.as_millis() as i64;
     let pings = ping(&server, end - QUIET.as_millis() as i64, until)?;
     let deadline = Instant::now() + QUIET + fill + Duration::from_secs(60);
+    let stalls = Stalls::watch(options.server_core);
     let leaves = listen(kind, &server, members, deadline)?;
     let beats = beat(&mut load, &mut heartbeats, end - QUIET.as_millis() as i64, until)?;
     let leaves = leaves.join().map_err(|_| "panic")??;
     let pings = pings.join().map_err(|_| "panic")??;
+    figures.add(format!("{name} stall"), stalls.end()?);
     lateness(figures, name, &leaves, members, &|_| end)?;
     let done = leaves.iter().map(|leave| leave.arrived_us).max().unwrap_or(0);
     figures.add(format!("{name} all"), done as f64 / 1000.0 - end as f64);
@@ -315,7 +355,7 @@ fn ping(server: &Server, from_ms: i64, until_ms: i64) -> Result<Pings> {
     Ok(std::thread::spawn(move || {
         crate::server::prefer(0);
         let mut waits = Vec::new();
-        let mut due = from_ms * 1000;
+        let mut due = now_us().max(from_ms * 1000);
         while due < until_ms * 1000 {
             let now = now_us();
             // What the system's clock adds to a sleep is not the server's.
@@ -335,13 +375,14 @@ fn ping(server: &Server, from_ms: i64, until_ms: i64) -> Result<Pings> {
 
 /// Heartbeats at their pace; what is late is made up for. When each was answered (unix us).
 fn beat(load: &mut Load, calls: &mut Calls, from_ms: i64, until_ms: i64) -> Result<Vec<i64>> {
+    let from_us = now_us().max(from_ms * 1000);
     let mut answered: Vec<i64> = Vec::new();
     loop {
         let now = now_us();
         if now >= until_ms * 1000 {
             return Ok(answered);
         }
-        let due = ((now - from_ms * 1000).max(0) as usize) * HEARTBEATS / 1000;
+        let due = ((now - from_us).max(0) as usize) * HEARTBEATS / 1000;
         // Not too many at once: they are different clients.
         let count = due.saturating_sub(answered.len()).min(200);
         if count == 0 {

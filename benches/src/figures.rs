@@ -11,10 +11,6 @@ impl Figures {
         self.0.entry(name.into()).or_default().push(value);
     }
 
-    pub fn has(&self, name: &str) -> bool {
-        self.0.contains_key(name)
-    }
-
     /// The median over the rounds.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.0.get(name).map(|rounds| median(rounds))

@@ -133,6 +133,8 @@ pub enum Until {
     Time(Duration),
     /// Exactly so many calls.
     Count(usize),
+    /// So many calls, or as many as this time allows.
+    Either(usize, Duration),
 }
 
 /// What was seen in a run.
@@ -187,6 +189,12 @@ impl Load {
         self.run(calls, pipeline, Until::Count(calls.len()))
     }
 
+    /// The same one by one, in their order.
+    pub fn in_turn(&mut self, calls: &mut Calls) -> Result<Run> {
+        calls.cursor = 0;
+        self.run(calls, 1, Until::Count(calls.len()))
+    }
+
     /// Calls in pipelines, over all connections.
     pub fn pipelined(&mut self, calls: &mut Calls, until: Until) -> Result<Run> {
         let pipeline = calls.pipeline;
@@ -238,13 +246,14 @@ fn drive(
                 let more = match until {
                     Until::Time(time) => start.elapsed() < time,
                     Until::Count(count) => begun < count,
+                    Until::Either(count, time) => begun < count && start.elapsed() < time,
                 };
                 if !more {
                     continue;
                 }
                 let most = match until {
                     Until::Time(_) => pipeline,
-                    Until::Count(count) => pipeline.min(count - begun),
+                    Until::Count(count) | Until::Either(count, _) => pipeline.min(count - begun),
                 };
                 let (bytes, count) = calls.take(most);
                 begun += count;

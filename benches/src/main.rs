@@ -40,6 +40,7 @@ pub struct Options {
     pub slice: Duration,
     /// Of a million renewals each.
     pub minutes: usize,
+    pub cores: usize,
     pub server_core: Option<usize>,
     /// The repository's docs, where the results are to be written there.
     docs: Option<PathBuf>,
@@ -73,8 +74,9 @@ impl Options {
                 .map(|list| list.split(',').map(|name| name.trim().to_string()).collect())
                 .unwrap_or_default(),
             rounds: rounds.unwrap_or(if quick { 5 } else { 15 }),
-            slice: Duration::from_millis(if quick { 60 } else { 200 }),
+            slice: Duration::from_millis(if quick { 50 } else { 200 }),
             minutes: minutes.unwrap_or(10),
+            cores: cores.len(),
             server_core,
             docs: variable("DOCS_DIR").map(PathBuf::from).filter(|_| write_docs),
         };

@@ -3,7 +3,7 @@
 use crate::calls::{figure, SHAPES};
 use crate::figures::Figures;
 use crate::growth::parts;
-use crate::load::Load;
+use crate::load::{Load, Until};
 use crate::people::Shape;
 use crate::server::Server;
 use crate::systems::{Shas, System};
@@ -28,10 +28,13 @@ const QUICK_MANY: Shape = Shape { spaces: 100_000, members: 200_000, ..MANY };
 
 /// What a full history would add is no matter of sessions: it has lapsed when memory is read.
 const HISTORY: [(&str, &str); 1] = [("presence.history-ttl-ms", "1000")];
+const HISTORY_LAPSED: Duration = Duration::from_millis(2500);
 
 pub fn memory(options: &Options, figures: &mut Figures) -> Result<()> {
     let shape = &SHAPES[0];
-    for system in SESSIONS {
+    let systems =
+        if options.quick { &[Presence, SetEx, Classic, ClassicUsers, Map] } else { &SESSIONS[..] };
+    for system in systems.iter().copied() {
         let (used, rss) = taken(options, system, shape, true)?;
         figures.add(figure("memory", system, shape), used / shape.members as f64);
         figures.add(figure("memory rss", system, shape), rss / shape.members as f64);
@@ -66,20 +69,24 @@ fn taken(options: &Options, system: System, shape: &Shape, renew: bool) -> Resul
         }
         if renew {
             // Everybody is touched, so that tables that are being moved to larger ones are through.
-            load.all(&mut system.heartbeats(shape, &sha))?;
+            let mut everybody = system.heartbeats(shape, &sha);
+            load.pipelined(&mut everybody, Until::Count(shape.members))?;
         }
+    }
+    if system == Presence {
+        std::thread::sleep(HISTORY_LAPSED);
     }
     let after = settled(&mut server)?;
     Ok((after.0 - before.0, after.1 - before.1))
 }
 
-/// Memory when it no longer changes: connections are gone, tables moved, history lapsed.
+/// Memory when it no longer changes: connections are gone, tables moved.
 fn settled(server: &mut Server) -> Result<(f64, f64)> {
     const LONGEST: Duration = Duration::from_secs(60);
     let end = Instant::now() + LONGEST;
     let (mut last, mut same) = (0.0, 0);
-    while same < 8 && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(200));
+    while same < 3 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(100));
         let now = server.used_memory()?;
         same = if f64::abs(now - last) < 4096.0 { same + 1 } else { 0 };
         last = now;

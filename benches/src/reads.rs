@@ -69,9 +69,16 @@ pub fn space(options: &Options, figures: &mut Figures) -> Result<()> {
     ];
     measure(options, &mut server, &mut jobs, figures)?;
     let mut load = Load::connect(&server)?;
-    for _ in 0..options.rounds {
-        figures.add("space.page longest", longest(&mut server, &mut load, &mut pages)?);
+    // Each page took the server at most as long as its quickest time: what is longer in another walk
+    // was somebody else's work on this core.
+    let mut quickest = vec![i64::MAX; pages.len()];
+    for _ in 0..options.rounds.max(5) {
+        for (best, time) in quickest.iter_mut().zip(walk(&mut server, &mut load, &mut pages)?) {
+            *best = time.min(*best);
+        }
     }
+    let longest = quickest.into_iter().max().ok_or("no pages")?;
+    figures.add("space.page longest", longest as f64);
     Ok(())
 }
 
@@ -96,22 +103,23 @@ fn pages(client: &mut Client, space: &str, members: usize) -> Result<Calls> {
     Ok(calls)
 }
 
-/// The longest time (us) that one page of a walk held the server.
-fn longest(server: &mut Server, load: &mut Load, pages: &mut Calls) -> Result<f64> {
+/// How long (us) each page of a walk held the server, by its slow log.
+fn walk(server: &mut Server, load: &mut Load, pages: &mut Calls) -> Result<Vec<i64>> {
     let client = &mut server.client;
     client.call(&["CONFIG", "SET", "slowlog-max-len", "1000", "slowlog-log-slower-than", "0"])?;
     client.call(&["SLOWLOG", "RESET"])?;
-    load.all(pages)?;
+    load.in_turn(pages)?;
     client.call(&["CONFIG", "SET", "slowlog-log-slower-than", "-1"])?;
-    let mut most = 0;
-    for entry in client.call(&["SLOWLOG", "GET", "1000"])?.array()? {
+    let mut times = Vec::new();
+    // The latest comes first.
+    for entry in client.call(&["SLOWLOG", "GET", "1000"])?.array()?.iter().rev() {
         let entry = entry.array()?;
         if entry[3].array()?[0].text()? == "PRESENCE.SPACE" {
-            most = most.max(entry[2].int()?);
+            times.push(entry[2].int()?);
         }
     }
-    if most == 0 {
-        return Err("no page in the slow log".into());
+    if times.len() != pages.len() {
+        return Err(format!("{} pages, {} in the slow log", pages.len(), times.len()).into());
     }
-    Ok(most as f64)
+    Ok(times)
 }
