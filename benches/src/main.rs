@@ -137,6 +137,7 @@ fn engine(options: &Options) -> Result<String> {
 
 fn run() -> Result<()> {
     let options = Options::read()?;
+    server::tidy_up()?;
     let mut figures = Figures::default();
     let start = Instant::now();
     for (name, about, group) in GROUPS {

@@ -84,7 +84,7 @@ fn thousands(value: i64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 && digit != '-' {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) && digit != '-' {
             text.push(',');
         }
         text.push(digit);
@@ -250,7 +250,7 @@ fn sessions(figures: &Figures) -> Table {
 fn spaces(figures: &Figures) -> Table {
     let mut table = Table::new(
         "Memory of a space of two",
-        "A million spaces (a quick run: 100,000) with two users each, one 36-byte session each, no \
+        "A million spaces (a quick run: 20,000) with two users each, one 36-byte session each, no \
          metadata, history lapsed: bytes a space.",
         &["", "bytes", "× ours", "process"],
     );

@@ -174,8 +174,7 @@ fn wait_for(port: u16, child: &mut Child) -> Result<Client> {
 fn new_dir() -> Result<PathBuf> {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let name =
-        format!("presence-bench-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let name = format!("{DIRS}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let dir = std::env::temp_dir().join(name);
     std::fs::create_dir(&dir)?;
     Ok(dir)
@@ -195,6 +194,24 @@ pub fn now_us() -> i64 {
 
 pub fn now_ms() -> i64 {
     now_us() / 1000
+}
+
+const DIRS: &str = "presence-bench-";
+
+/// Removes what earlier runs left that were killed: their servers went with them.
+pub fn tidy_up() -> Result<()> {
+    for entry in std::fs::read_dir(std::env::temp_dir())? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(rest) = name.strip_prefix(DIRS) else { continue };
+        let Some(Ok(pid)) = rest.split('-').next().map(str::parse::<i32>) else { continue };
+        // SAFETY: signal 0 only asks whether there is such a process.
+        if unsafe { libc::kill(pid, 0) } != 0 {
+            // Somebody else's, perhaps; then it stays.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// The cores this process may use.
