@@ -50,7 +50,7 @@ help: ## list what can be done (what `make` alone does)
 	@echo '  ENGINES="…"    for engines and test-engines: which of redis-7.0 redis-8.0 valkey-8 valkey-9'
 	@echo '                 (default: all)'
 	@echo '  ONLY=a,b       for bench: some parts of it (a wrong name lists them); ROUNDS=n: how many rounds;'
-	@echo '                 DOCS=1 for bench-quick: write docs/benchmarks.md and .svg'
+	@echo '                 DOCS=1 writes docs/benchmarks.md and .svg also then, or from bench-quick'
 	@echo '  PREFIX=dir     for install: where servers live (default: /usr); DESTDIR=dir goes in front;'
 	@echo '  MODULEDIR=dir  the folder itself (default: PREFIX/lib/redis/modules)'
 	@echo

@@ -92,7 +92,7 @@ pub fn write(dir: &Path, about: &About, tables: &[Table], figures: &Figures) -> 
 }
 
 const WIDTH: f64 = 760.0;
-const LABELS: f64 = 230.0;
+const LABELS: f64 = 260.0;
 const VALUES: f64 = 60.0;
 const BAR: f64 = 18.0;
 const STEP: f64 = 26.0;

@@ -63,7 +63,9 @@ impl Options {
         if server_core.is_some() {
             server::pin(cores[0]);
         }
-        let write_docs = if quick { variable("DOCS").is_some() } else { true };
+        // Not half of the results over all of them, unless that is asked for.
+        let whole = !quick && variable("ONLY").is_none();
+        let write_docs = whole || variable("DOCS").is_some();
         let options = Options {
             // Not canonical: a server may look at its own name.
             server: std::path::absolute(server)?,
