@@ -11,7 +11,8 @@ use std::time::Instant;
 
 const FULL: Shape =
     Shape { name: "", prefix: "room", spaces: 1000, members: 1_000_000, meta: true };
-const QUICK: Shape = Shape { members: 100_000, ..FULL };
+// As many a space: small ones are kept in another way.
+const QUICK: Shape = Shape { spaces: 100, members: 100_000, ..FULL };
 
 pub fn persistence(options: &Options, figures: &mut Figures) -> Result<()> {
     let shape = if options.quick { QUICK } else { FULL };

@@ -274,7 +274,7 @@ fn memory_row(table: &mut Table, figures: &Figures, system: System, shape: &str)
 fn rdb(figures: &Figures) -> Table {
     let mut table = Table::new(
         "RDB of 1M sessions in 1,000 spaces",
-        "A quick run: 100,000 sessions. Load: processor time of a start with the file, less that of \
+        "A quick run: 100,000 in 100. Load: processor time of a start with the file, less that of \
          one without.",
         &["", "save CPU ms", "save ms", "load CPU ms", "file MB"],
     );
