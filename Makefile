@@ -12,10 +12,13 @@ KEEP ?=
 SECONDS ?= 60
 SEED ?=
 ROUND ?=
+ONLY ?=
+ROUNDS ?=
+DOCS ?=
 PREFIX ?= /usr
 DESTDIR ?=
 MODULEDIR ?= $(PREFIX)/lib/redis/modules
-export SERVER PORT KEEP
+export SERVER PORT KEEP ONLY ROUNDS DOCS
 
 # rustup does not put cargo on the PATH of shells that were open before it.
 CARGO ?= $(shell type -P cargo || echo "$${CARGO_HOME:-$$HOME/.cargo}/bin/cargo")
@@ -51,6 +54,8 @@ help: ## list what can be done (what `make` alone does)
 	@echo '  SEED=n         for torture: the plan of a run that failed, which printed it; ROUND=n: from that round on'
 	@echo '  ENGINES="…"    for engines and test-engines: which of redis-7.0 redis-8.0 valkey-8 valkey-9'
 	@echo '                 (default: all)'
+	@echo '  ONLY=a,b       for bench: some parts of it (a wrong name lists them); ROUNDS=n: how many rounds;'
+	@echo '                 DOCS=1 writes docs/benchmarks.md and .svg also then, or from bench-quick'
 	@echo '  PREFIX=dir     for install: where servers live (default: /usr); DESTDIR=dir goes in front;'
 	@echo '  MODULEDIR=dir  the folder itself (default: PREFIX/lib/redis/modules)'
 	@echo
@@ -104,10 +109,10 @@ unit: setup-build ## run the core's tests alone: no server, seconds
 .PHONY: lint
 lint: setup-build ## check formatting, clippy without a warning, and the scripts' syntax
 	@if "$(CARGO)" fmt --version >/dev/null 2>&1; then \
-	    echo 'lint: cargo fmt --check'; "$(CARGO)" fmt --check; \
+	    echo 'lint: cargo fmt --all --check'; "$(CARGO)" fmt --all --check; \
 	else echo 'lint: formatting not checked, rustfmt is missing (rustup component add rustfmt)'; fi
 	@if "$(CARGO)" clippy --version >/dev/null 2>&1; then \
-	    echo 'lint: cargo clippy'; "$(CARGO)" clippy --locked --all-targets -- -D warnings; \
+	    echo 'lint: cargo clippy'; "$(CARGO)" clippy --locked --workspace --all-targets -- -D warnings; \
 	else echo 'lint: clippy not run, it is missing (rustup component add clippy)'; fi
 	@echo 'lint: bash -n'; for script in $$(grep -lE '^#!.*bash' scripts/* .ci/run); do bash -n "$$script"; done
 
@@ -142,6 +147,20 @@ deny: ## check licences, sources and known advisories of the dependencies, by ca
 	    { echo 'deny: cargo-deny is missing: cargo install --locked cargo-deny' >&2; exit 1; }
 	@echo 'deny: licences, bans, sources'; "$(CARGO)" deny --locked check licenses bans sources
 	@echo 'deny: advisories (fetches the advisory database)'; "$(CARGO)" deny --locked check advisories
+
+# ONLY, ROUNDS, DOCS: benches/README.md. A debug build of it would measure itself.
+.PHONY: bench-build
+bench-build: build
+	@echo 'bench: cargo build --release --package presence-bench'
+	@"$(CARGO)" build --locked --release --package presence-bench
+
+.PHONY: bench
+bench: setup bench-build ## measure everything beside the rivals, some minutes; writes docs/benchmarks.md (ONLY=, ROUNDS=)
+	@SERVER=$$(scripts/server) DOCS_DIR="$(CURDIR)/docs" "$(TARGET)/release/presence-bench"
+
+.PHONY: bench-quick
+bench-quick: setup bench-build ## the same in two minutes, less sharp; prints only (DOCS=1 writes)
+	@SERVER=$$(scripts/server) DOCS_DIR="$(CURDIR)/docs" "$(TARGET)/release/presence-bench" --quick
 
 .PHONY: clean
 clean: ## remove what was built and what `make run` left (./engines stays)
