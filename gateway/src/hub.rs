@@ -179,6 +179,8 @@ struct Conn {
     out: mpsc::Sender<Utf8Bytes>,
     end: oneshot::Sender<End>,
     renewed: Arc<Mutex<Instant>>,
+    /// Its `Replaced` is on the way: one that arrives before it is older.
+    announcing: bool,
 }
 
 struct Waiting {
@@ -187,9 +189,18 @@ struct Waiting {
     reply: oneshot::Sender<Attached>,
 }
 
+#[derive(Default)]
+struct Claims {
+    count: usize,
+    /// Its lease was cut to the linger in the meantime.
+    cut: bool,
+}
+
 struct Asking {
     meta: Meta,
     key: Key,
+    /// The question has come by on the channel: whoever asks the same after it is later.
+    asked: bool,
     reply: oneshot::Sender<Claimed>,
 }
 
@@ -207,8 +218,8 @@ struct Hub {
     early: Vec<ToHub>,
     conns: HashMap<u64, Conn>,
     by_key: HashMap<Key, u64>,
-    /// Claimed and not attached yet. True where its lease was cut to the linger in the meantime.
-    claimed: HashMap<Key, bool>,
+    /// Claimed and not attached yet: for those who ask, as good as held.
+    claimed: HashMap<Key, Claims>,
     waiting: Vec<Waiting>,
     asking: HashMap<u64, Asking>,
     subscribed: bool,
@@ -263,15 +274,15 @@ impl Hub {
                 Some(why) => drop(reply.send(Claimed::Refused(why.clone()))),
                 None => self.early.push(ToHub::Claim { claim, reply }),
             },
-            ToHub::Abandon { key } => drop(self.claimed.remove(&key)),
+            ToHub::Abandon { key } => drop(self.unclaim(&key)),
             ToHub::Attach { attach, reply } => {
                 self.waiting.push(Waiting { since: Instant::now(), attach, reply });
                 self.attach_waiting();
             }
             ToHub::Detach { conn, reply } => drop(reply.send(self.drop_conn(conn).is_some())),
             ToHub::AskOver { nonce } => {
-                if let Some(Asking { meta, key, reply }) = self.asking.remove(&nonce) {
-                    self.claimed.entry(key).or_insert(false);
+                if let Some(Asking { meta, key, reply, .. }) = self.asking.remove(&nonce) {
+                    self.claimed.entry(key).or_default().count += 1;
                     let _ = reply.send(Claimed::Resume(meta));
                 }
             }
@@ -456,9 +467,12 @@ impl Hub {
         let meta = found.as_ref().map(|m| m.meta.clone()).unwrap_or_default();
         match decide(&asked, found.as_deref(), held, self.shared.by_identity) {
             Verdict::New => drop(reply.send(Claimed::New)),
-            Verdict::Free => drop(reply.send(Claimed::Free)),
+            Verdict::Free => {
+                self.claimed.entry(key).or_default().count += 1;
+                let _ = reply.send(Claimed::Free);
+            }
             Verdict::Resume => {
-                self.claimed.entry(key).or_insert(false);
+                self.claimed.entry(key).or_default().count += 1;
                 let _ = reply.send(Claimed::Resume(meta));
             }
             Verdict::ResumeIfUnheld => self.ask_others(key, meta, reply),
@@ -469,7 +483,7 @@ impl Hub {
         let nonce = random();
         let (user, session) = key.clone();
         let question = Side::Ask { user, session, nonce }.json();
-        self.asking.insert(nonce, Asking { meta, key, reply });
+        self.asking.insert(nonce, Asking { meta, key, asked: false, reply });
         let (store, side, me) = (self.shared.store.clone(), self.side.clone(), self.me.clone());
         tokio::spawn(async move {
             // The one that certainly hears it is this gateway itself.
@@ -479,6 +493,17 @@ impl Hub {
             }
             let _ = me.send(ToHub::AskOver { nonce });
         });
+    }
+
+    /// One claim less. True where the lease was cut since.
+    fn unclaim(&mut self, key: &Key) -> bool {
+        let Some(claims) = self.claimed.get_mut(key) else { return false };
+        claims.count = claims.count.saturating_sub(1);
+        let cut = claims.cut;
+        if claims.count == 0 {
+            self.claimed.remove(key);
+        }
+        cut
     }
 
     /// Takes in those whose event the room has reached.
@@ -493,7 +518,7 @@ impl Hub {
         let ripe: Vec<Waiting> = ripe;
         for Waiting { attach, reply, .. } in ripe {
             if reply.is_closed() {
-                self.claimed.remove(&attach.key);
+                self.unclaim(&attach.key);
                 continue; // it has waited too long, and is gone
             }
             let attached = self.attach(attach);
@@ -502,7 +527,7 @@ impl Hub {
     }
 
     fn attach(&mut self, attach: Attach) -> Attached {
-        let cut = self.claimed.remove(&attach.key).unwrap_or(false);
+        let cut = self.unclaim(&attach.key);
         if self.room.get(&attach.key).is_none() {
             return Attached::Gone;
         }
@@ -526,10 +551,11 @@ impl Hub {
         let list = self.list(attach.detail);
         let detail = attach.detail.then_some(&detail);
         let first = protocol::welcome(&id, attach.token.as_deref(), &list, detail);
-        let Attach { conn, key, detail, out, end, renewed, .. } = attach;
+        let Attach { conn, key, detail, out, end, renewed, resumed, .. } = attach;
         let _ = out.try_send(first.into());
         self.by_key.insert(key.clone(), conn);
-        self.conns.insert(conn, Conn { key: key.clone(), detail, out, end, renewed });
+        let announcing = resumed;
+        self.conns.insert(conn, Conn { key: key.clone(), detail, out, end, renewed, announcing });
         if cut {
             self.reassert(&key);
         }
@@ -552,8 +578,12 @@ impl Hub {
             }
             Some(Side::Ask { user, session, nonce }) => {
                 let key = (user, session);
-                let mine = self.asking.contains_key(&nonce);
-                if !mine && (self.by_key.contains_key(&key) || self.claimed.contains_key(&key)) {
+                if let Some(own) = self.asking.get_mut(&nonce) {
+                    own.asked = true;
+                    return;
+                }
+                let before = self.asking.values().any(|a| a.asked && a.key == key);
+                if before || self.by_key.contains_key(&key) || self.claimed.contains_key(&key) {
                     self.publish(Side::Held { nonce });
                 }
             }
@@ -563,16 +593,18 @@ impl Hub {
                 }
             }
             Some(Side::Replaced { user, session, conn }) => {
-                if let Some(held) = self.by_key.get(&(user, session)).copied() {
-                    if held != conn {
-                        self.end(held, End::Replaced);
-                    }
+                let Some(held) = self.by_key.get(&(user, session)).copied() else { return };
+                let Some(holder) = self.conns.get_mut(&held) else { return };
+                if held == conn {
+                    holder.announcing = false;
+                } else if !holder.announcing {
+                    self.end(held, End::Replaced);
                 }
             }
             Some(Side::Closed { user, session }) => {
                 let key = (user, session);
-                if let Some(cut) = self.claimed.get_mut(&key) {
-                    *cut = true;
+                if let Some(claims) = self.claimed.get_mut(&key) {
+                    claims.cut = true;
                 }
                 if self.by_key.contains_key(&key) {
                     self.reassert(&key);

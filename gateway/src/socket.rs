@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -32,6 +33,20 @@ struct Session {
     meta: Meta,
     out: mpsc::Sender<Utf8Bytes>,
     renewed: Arc<Mutex<Instant>>,
+}
+
+/// An id that was claimed; given back if nothing comes of it.
+struct Reserved<'a> {
+    hub: &'a UnboundedSender<ToHub>,
+    key: Option<Key>,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            let _ = self.hub.send(ToHub::Abandon { key });
+        }
+    }
 }
 
 /// How it ended.
@@ -122,7 +137,15 @@ async fn write(
     loop {
         tokio::select! {
             biased;
-            why = &mut ending => return why.map_or(Ended::Closed, Ended::Told),
+            why = &mut ending => {
+                let Ok(why) = why else { return Ended::Closed };
+                // What was told before it comes before it, unless that is what took too long.
+                if why != End::Slow {
+                    let rest = std::iter::from_fn(|| queue.try_recv().ok());
+                    let _ = timeout(FAREWELL, send_all(sink, rest)).await;
+                }
+                return Ended::Told(why);
+            }
             () = async { drop(restart.wait_for(|restart| *restart).await) } => {
                 return Ended::Told(End::Restart);
             }
@@ -138,16 +161,20 @@ async fn write(
                 return Ended::Closed;
             }
         }
-        let sending = async {
-            for text in batch.drain(..) {
-                sink.feed(Message::Text(text)).await?;
-            }
-            sink.flush().await
-        };
-        if !matches!(timeout(SEND_WITHIN, sending).await, Ok(Ok(()))) {
+        if !matches!(timeout(SEND_WITHIN, send_all(sink, batch.drain(..))).await, Ok(Ok(()))) {
             return Ended::Closed;
         }
     }
+}
+
+async fn send_all(
+    sink: &mut SplitSink<WebSocket, Message>,
+    texts: impl Iterator<Item = Utf8Bytes>,
+) -> Result<(), axum::Error> {
+    for text in texts {
+        sink.feed(Message::Text(text)).await?;
+    }
+    sink.flush().await
 }
 
 impl Session {
@@ -194,18 +221,18 @@ impl Session {
                 meta.owner = token.as_deref().map(hash);
             }
             let key = (hello.identity.clone(), id);
+            let mut reserved = Reserved { hub: &share.hub, key: Some(key.clone()) };
             let condition = if resumed { If::Present } else { If::Absent };
             let renewed = Arc::new(Mutex::new(Instant::now()));
             let at = match app.store.online(&share.space, &key, &meta, condition).await {
                 Ok(Some(at)) => at,
                 Ok(None) => {
-                    let _ = share.hub.send(ToHub::Abandon { key });
+                    drop(reserved);
                     // The room will have heard of it by the next turn, or the one after.
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     continue;
                 }
                 Err(error) => {
-                    let _ = share.hub.send(ToHub::Abandon { key });
                     return Err(match error.code() {
                         Some("CLOSED") => "this space is closed".into(),
                         Some(code) => format!("refused: {code}"),
@@ -227,6 +254,8 @@ impl Session {
                 end,
                 renewed: renewed.clone(),
             };
+            reserved.key = None; // the hub's from here on
+            drop(reserved);
             let _ = share.hub.send(ToHub::Attach { attach, reply });
             match attached.await.map_err(|_| UNAVAILABLE.to_string())? {
                 Attached::Yes => {

@@ -43,12 +43,12 @@ impl Store {
     ) -> RedisResult<Option<EventId>> {
         let condition = if condition == If::Absent { "NX" } else { "XX" };
         let mut pipe = redis::pipe();
-        pipe.atomic();
+        // An error inside MULTI, CLOSED for one, is then a value among the replies, with its code.
+        pipe.atomic().ignore_errors();
         pipe.cmd("PRESENCE.ONLINE").arg(space).arg(&key.0).arg("SESSION").arg(&key.1);
         pipe.arg("META").arg(meta.json()).arg("PX").arg(self.ttl).arg(condition);
         pipe.cmd("PRESENCE.SPACE").arg(space).arg("COUNT").arg(1);
         let (online, page): (Value, Value) = pipe.query_async(&mut self.redis.clone()).await?;
-        // An error inside MULTI, CLOSED for one, comes as a value.
         let online: Option<i64> = FromRedisValue::from_redis_value(online.extract_error()?)?;
         let id = id_of(&page)?;
         Ok(online.map(|_| id))

@@ -124,7 +124,6 @@ async fn a_subscription_that_breaks_misses_nothing() {
             (&json!("remote join"), &json!(user))
         );
         if round % 3 == 2 {
-            // Too much for the history: by a snapshot, then.
             let _: redis::Value = server.ask("CLIENT KILL TYPE pubsub").await;
             let _: i64 = server.ask(&format!("PRESENCE.OFFLINE s {user}")).await;
             let leave = alice.next().await;
@@ -151,11 +150,11 @@ async fn too_much_was_missed_for_the_history() {
         })
         .await;
     detailed.so_far().await;
-    // One transaction: all of it while nobody listens.
-    let script = "redis.call('CLIENT','KILL','TYPE','pubsub') \
-                  for n = 1, 9 do redis.call('PRESENCE.ONLINE', KEYS[1], 'user' .. n) end \
-                  redis.call('PRESENCE.OFFLINE', KEYS[1], 'user5')";
-    let _: redis::Value = server.ask_words(&["EVAL", script, "1", "s"]).await;
+    // All of it while nobody listens.
+    let mut commands = vec!["CLIENT KILL TYPE pubsub".to_string()];
+    commands.extend((1..=9).map(|n| format!("PRESENCE.ONLINE s user{n}")));
+    commands.push("PRESENCE.OFFLINE s user5".into());
+    server.transaction(&commands).await;
     let mut joined = Vec::new();
     for _ in 0..8 {
         let message = alice.next().await;

@@ -135,6 +135,19 @@ impl Server {
         command.query_async(&mut connection).await.unwrap_or_else(|e| panic!("{words:?}: {e}"))
     }
 
+    /// Commands between which nothing else can happen.
+    pub async fn transaction(&self, commands: &[String]) {
+        let mut connection = self.try_connect().await.expect("connect");
+        let mut pipe = redis::pipe();
+        pipe.atomic();
+        for command in commands {
+            let words: Vec<&str> = command.split_whitespace().collect();
+            pipe.cmd(words[0]).arg(&words[1..]);
+        }
+        let replies: redis::Value = pipe.query_async(&mut connection).await.expect("transaction");
+        drop(replies);
+    }
+
     /// What happened in a space: "join alice", "leave alice (timeout)".
     pub async fn story(&self, space: &str) -> Vec<String> {
         let reply: Vec<redis::Value> = self.ask_words(&["PRESENCE.EVENTS", space]).await;
@@ -209,10 +222,6 @@ impl Gateway {
         };
         let address = address.to_string();
         Some(Gateway { child, address })
-    }
-
-    pub fn port(&self) -> &str {
-        self.address.rsplit(':').next().unwrap()
     }
 
     /// Connects, and takes the first message.

@@ -126,6 +126,30 @@ async fn one_id_for_two_at_the_same_moment() {
     }
 }
 
+/// A tab that was duplicated, and both of them with the token: the later one has it, and not neither.
+#[tokio::test]
+async fn the_owner_twice_at_the_same_moment() {
+    let server = Server::start().await;
+    let (one, two) = (Gateway::start(&server).await, Gateway::start(&server).await);
+    let mut alice = one.join("/s?identity=alice").await;
+    let path = format!("/s?identity=alice&id={}&token={}", alice.id(), alice.token());
+    for round in 0..20 {
+        let (mut a, mut b) = tokio::join!(one.join(&path), two.join(&path));
+        alice.until_close().await;
+        assert_eq!((a.id(), b.id()), (alice.id(), alice.id()));
+        let (loser, a_stays) = tokio::select! {
+            message = a.next_or_close() => (message, false),
+            message = b.next_or_close() => (message, true),
+        };
+        let loser = loser.expect("it is told why");
+        assert!(text_of(&loser["error"]).contains("newer connection"), "round {round}: {loser}");
+        alice = if a_stays { a } else { b };
+        alice.send(r#"{"action":"ping"}"#).await;
+        assert!(alice.so_far().await.is_empty(), "round {round}");
+    }
+    assert_eq!(server.story("s").await, ["join alice"]);
+}
+
 #[tokio::test]
 async fn no_secret_is_told() {
     let server = Server::start().await;

@@ -1,5 +1,6 @@
 //! Black-box tests: real servers with the module, real gateways, real sockets, a real browser.
 
+mod chromium;
 mod harness;
 
 mod abuse;

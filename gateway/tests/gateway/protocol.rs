@@ -6,7 +6,7 @@ use crate::harness::*;
 async fn the_first_message_and_remote_events() {
     let server = Server::start().await;
     let gateway = Gateway::with(&server, &[("LINGER_MS", "300")]).await;
-    let mut alice = gateway.join("/lobby?identity=alice%40example.com&username=Al%20I%20\"").await;
+    let mut alice = gateway.join("/lobby?identity=alice%40example.com&username=Al%20I%20%22").await;
     let own = alice.own();
     assert_eq!(own["identity"], "alice@example.com");
     assert_eq!(own["username"], "Al I \"");
