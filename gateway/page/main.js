@@ -4,7 +4,7 @@ import { Charts } from "./charts.js";
 import { Connection } from "./connection.js";
 import { Room, summary } from "./room.js";
 
-const CARDS = 24; // people with a card of their own; the others are dots
+const CARDS = 24; // people with a card of their own; the others, and simulated ones, are dots
 const LINES = 200; // events and messages that are kept
 
 const $ = (id) => document.getElementById(id);
@@ -31,6 +31,7 @@ $("join-form").onsubmit = (event) => {
   tab.forget("id");
   localStorage.setItem("name", name);
   comeIn({ name, space });
+  $("people-title").focus(); // the form, which had it, is gone
 };
 
 function comeIn({ name, space }) {
@@ -131,8 +132,10 @@ function drawPeople() {
   people.sort((a, b) => (b.identity === own) - (a.identity === own) || a.since - b.since);
   $("users").textContent = people.length.toLocaleString("en");
   $("sessions").textContent = room.sessionCount.toLocaleString("en");
-  keep($("people"), people.slice(0, CARDS), (p) => p.identity, card, (li, p) => fillCard(li, p, p.identity === own));
-  const others = people.slice(CARDS);
+  const cards = people.filter((p) => !p.simulated).slice(0, CARDS);
+  keep($("people"), cards, (p) => p.identity, card, (li, p) => fillCard(li, p, p.identity === own));
+  const shown = new Set(cards);
+  const others = people.filter((p) => !shown.has(p));
   keep($("dots"), others, (p) => p.identity, () => document.createElement("i"), () => {});
   $("more").hidden = others.length === 0;
   $("more").textContent = `and ${others.length.toLocaleString("en")} more, a dot each`;
@@ -169,7 +172,7 @@ function fillCard(li, person, self) {
   set(who, self ? `${person.name} (you)` : person.name);
   const devices = person.devices === 1 ? "1 session" : `${person.devices} sessions`;
   const words = [...person.statuses.map((s) => `“${s}”`), devices, `since ${clock(person.since)}`];
-  set(what, words.join(" · "));
+  set(what, words.join(" · ").replace(/:\d\d$/, ""));
   li.title = `${person.identity}: ${words.join(", ")}`;
 }
 

@@ -44,6 +44,7 @@ export function summary(identity, sessions) {
   return {
     name: named ? named.username : identity,
     devices: all.length,
+    simulated: all.every((s) => s.id.endsWith("/simulated")),
     since: new Date(Math.min(...all.map((s) => Date.parse(s.joinedAt)))),
     statuses: [...new Set(all.map((s) => s.status).filter(Boolean))],
   };
