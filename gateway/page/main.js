@@ -179,7 +179,9 @@ function fillCard(li, person, self) {
 function drawEvents(events) {
   const lines = events.map((event) => {
     const li = document.createElement("li");
-    li.append(part("span", `kind ${event.type}`, event.type), part("span", "about", about(event)), part("span", "id", event.id));
+    const kind = part("span", "kind", event.type);
+    kind.dataset.type = event.type;
+    li.append(kind, part("span", "about", about(event)), part("span", "id", event.id));
     return li;
   });
   $("events").prepend(...lines.reverse());
