@@ -47,7 +47,7 @@ impl Feed {
     pub async fn run(mut self) {
         let mut pause = Duration::from_millis(50);
         loop {
-            match self.client.get_async_pubsub().await {
+            match in_time(self.client.get_async_pubsub()).await {
                 Ok(pubsub) => {
                     let (mut sink, mut stream) = pubsub.split();
                     if self.subscribe_again(&mut sink).await.is_ok() {
@@ -91,7 +91,7 @@ impl Feed {
         for some in all.chunks(100) {
             let names: Vec<&str> =
                 some.iter().flat_map(|c| [c.events.as_str(), c.side.as_str()]).collect();
-            sink.subscribe(&names).await?;
+            in_time(sink.subscribe(&names)).await?;
         }
         for (_, hub) in self.followed.values() {
             let _ = hub.send(ToHub::Subscribed);
@@ -112,9 +112,9 @@ impl Feed {
                     let (channels, follow) = self.note(request?);
                     let names = [channels.events.as_str(), channels.side.as_str()];
                     let done = if follow {
-                        sink.subscribe(&names).await
+                        in_time(sink.subscribe(&names)).await
                     } else {
-                        sink.unsubscribe(&names).await
+                        in_time(sink.unsubscribe(&names)).await
                     };
                     if let Err(error) = done {
                         return Some(error.to_string());
@@ -124,11 +124,8 @@ impl Feed {
                     }
                 }
                 _ = check.tick() => {
-                    let ping = sink.ping::<redis::Value>();
-                    match tokio::time::timeout(ANSWER_WITHIN, ping).await {
-                        Ok(Ok(_)) => {}
-                        Ok(Err(error)) => return Some(error.to_string()),
-                        Err(_) => return Some("no answer".into()),
+                    if let Err(error) = in_time(sink.ping::<redis::Value>()).await {
+                        return Some(error.to_string());
                     }
                 }
             }
@@ -150,4 +147,12 @@ impl Feed {
             let _ = hub.send(what);
         }
     }
+}
+
+/// A server that does not answer is as good as gone.
+async fn in_time<T>(
+    request: impl std::future::Future<Output = redis::RedisResult<T>>,
+) -> redis::RedisResult<T> {
+    let answer = tokio::time::timeout(ANSWER_WITHIN, request).await;
+    answer.unwrap_or_else(|_| Err((redis::ErrorKind::Io, "no answer").into()))
 }

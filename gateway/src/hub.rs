@@ -6,7 +6,7 @@
 use crate::core::claim::{decide, Asked, Verdict};
 use crate::core::event::{Event, EventId, Meta};
 use crate::core::protocol::{self, Detail, Side};
-use crate::core::room::{Change, Key, Member, Offer, Room};
+use crate::core::room::{Change, Key, Offer, Room};
 use crate::feed::{Channels, ToFeed};
 use crate::store::Store;
 use axum::extract::ws::Utf8Bytes;
@@ -446,10 +446,8 @@ impl Hub {
     }
 
     fn list(&self, detail: bool) -> String {
-        let text =
-            |m: &Arc<Member>| if detail { m.json_with_status.clone() } else { m.json.clone() };
-        let texts: Vec<String> = self.room.shown().map(text).collect();
-        protocol::list(texts.iter().map(String::as_str))
+        let shown = self.room.shown();
+        protocol::list(shown.map(|m| if detail { &*m.json_with_status } else { &*m.json }))
     }
 
     // -----------------------------------------------------------------------------------------------------------------

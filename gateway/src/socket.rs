@@ -189,7 +189,7 @@ impl Session {
         let share = app.hubs.share(&format!("{}{}", app.settings.prefix, hello.space));
         let mut wanted = hello.id.clone();
         // Each turn but the last is somebody else's doing: the id was taken, or lapsed, between two looks.
-        for _ in 0..5 {
+        for turn in 0..6 {
             let claim = Claim {
                 identity: hello.identity.clone(),
                 id: wanted.clone(),
@@ -229,7 +229,7 @@ impl Session {
                 Ok(None) => {
                     drop(reserved);
                     // The room will have heard of it by the next turn, or the one after.
-                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    tokio::time::sleep(Duration::from_millis(20 << turn)).await;
                     continue;
                 }
                 Err(error) => {

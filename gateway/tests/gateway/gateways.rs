@@ -171,3 +171,21 @@ async fn too_much_was_missed_for_the_history() {
     };
     assert_eq!(resync["clients"].as_array().unwrap().len(), 10);
 }
+
+/// A connection to a server that hangs looks like any other; only asking shows it.
+#[tokio::test]
+async fn the_server_hangs() {
+    let server = Server::start().await;
+    let gateway = Gateway::start(&server).await;
+    let mut alice = gateway.join("/s?identity=alice").await;
+    server.signal("STOP");
+    eventually("bad health", async || gateway.get("/health").await.0 == 503).await;
+    server.signal("CONT");
+    eventually("health", async || gateway.get("/health").await.0 == 200).await;
+    let _: i64 = server.ask("PRESENCE.ONLINE s bob").await;
+    let join = alice.next().await;
+    assert_eq!(
+        (&join["event"], &join["client"]["identity"]),
+        (&json!("remote join"), &json!("bob"))
+    );
+}

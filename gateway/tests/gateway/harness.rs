@@ -173,6 +173,12 @@ impl Server {
         assert!(self.launch().await, "the port is taken");
     }
 
+    /// STOP and CONT: a server that is there and does not answer, and goes on.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().expect("it runs").id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
