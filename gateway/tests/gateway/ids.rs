@@ -196,6 +196,12 @@ async fn the_old_socket_closes_after_the_new_one_came() {
         // Well past the linger; nothing else could show that nothing happens.
         tokio::time::sleep(ms(1500)).await;
         assert!(watcher.so_far().await.is_empty());
+        // What an old gateway does that is very late.
+        let _: i64 = server.ask(&format!("PRESENCE.OFFLINE s alice SESSION {id} LINGER 700")).await;
+        let closed = json!({"closed": {"user": "alice", "session": id}}).to_string();
+        let _: i64 = server.ask_words(&["PUBLISH", "presence-gateway:s", &closed]).await;
+        tokio::time::sleep(ms(1500)).await;
+        assert!(watcher.so_far().await.is_empty());
         let own = new.own();
         new.close().await;
         watcher.expect("remote leave", &own).await;
