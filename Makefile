@@ -18,7 +18,9 @@ DOCS ?=
 PREFIX ?= /usr
 DESTDIR ?=
 MODULEDIR ?= $(PREFIX)/lib/redis/modules
-export SERVER PORT KEEP ONLY ROUNDS DOCS
+DEMO_PORT ?=
+HOST ?=
+export SERVER PORT KEEP ONLY ROUNDS DOCS DEMO_PORT HOST
 
 # rustup does not put cargo on the PATH of shells that were open before it.
 CARGO ?= $(shell type -P cargo || echo "$${CARGO_HOME:-$$HOME/.cargo}/bin/cargo")
@@ -33,6 +35,7 @@ TARGET := $(CURDIR)/target
 endif
 MODULE := $(TARGET)/release/presence.so
 export PRESENCE_MODULE := $(MODULE)
+export PRESENCE_GATEWAY := $(TARGET)/gateway/presence-gateway
 
 # One cargo at a time: they would only wait for each other's locks.
 .NOTPARALLEL:
@@ -49,6 +52,8 @@ help: ## list what can be done (what `make` alone does)
 	@echo '  SERVER=x       for run, test, torture: a redis-server or valkey-server, by path or by name on PATH'
 	@echo '                 (default: redis-server, or valkey-server where there is no other)'
 	@echo '  PORT=n         for run: the port (default: 6379)'
+	@echo '  DEMO_PORT=n    for demo: the page'"'"'s port (default: 8080, or the next free one)'
+	@echo '  HOST=address   for demo: where the page is to be had (default: 127.0.0.1; 0.0.0.0: everywhere)'
 	@echo '  KEEP=1         for run: go on with the data of the last run on that port (default: start empty)'
 	@echo '  SECONDS=n      for torture: how long (default: 60; hours are fine)'
 	@echo '  SEED=n         for torture: the plan of a run that failed, which printed it; ROUND=n: from that round on'
@@ -122,6 +127,30 @@ doc: setup-build ## write the code's documentation: target/doc/presence/index.ht
 	@"$(CARGO)" doc --locked --no-deps --document-private-items
 	@echo 'doc: $(TARGET)/doc/presence/index.html'
 
+# ---- the demo: gateway/, which none of the above builds ----
+
+.PHONY: gateway
+gateway: setup-build ## build the WebSocket gateway: target/gateway/presence-gateway
+	@echo 'gateway: cargo build -p presence-gateway'
+	@"$(CARGO)" build --locked --profile gateway -p presence-gateway
+
+.PHONY: demo
+demo: setup build gateway ## set up, build, start a server, the gateway and a page to see presence on
+	@exec scripts/demo
+
+.PHONY: test-demo
+test-demo: setup build ## test the gateway and, in a browser, the page (installs chromium where it may)
+	@scripts/demo-setup
+	@server=$$(scripts/server); echo "test-demo: the gateway's tests on $$server"; \
+	PRESENCE_SERVER=$$server scripts/test-demo
+
+.PHONY: screenshot
+screenshot: setup build ## make docs/demo.png, the picture of the demo in README.md
+	@PRESENCE_BROWSER=required scripts/demo-setup
+	@server=$$(scripts/server); PRESENCE_SERVER=$$server PRESENCE_BROWSER=required \
+	"$(CARGO)" test --locked --profile gateway -p presence-gateway --test gateway -- --ignored screenshot
+	@ls -l docs/demo.png
+
 # It only copies, so that `sudo make install` compiles nothing as root. Executable, as servers
 # demand of a module; by a rename, as in build.
 .PHONY: install
@@ -145,8 +174,8 @@ test-engines: build engines ## run the integration tests on each of the engines
 deny: ## check licences, sources and known advisories of the dependencies, by cargo-deny
 	@"$(CARGO)" deny --version >/dev/null 2>&1 || \
 	    { echo 'deny: cargo-deny is missing: cargo install --locked cargo-deny' >&2; exit 1; }
-	@echo 'deny: licences, bans, sources'; "$(CARGO)" deny --locked check licenses bans sources
-	@echo 'deny: advisories (fetches the advisory database)'; "$(CARGO)" deny --locked check advisories
+	@echo 'deny: licences, bans, sources'; "$(CARGO)" deny --locked --workspace check licenses bans sources
+	@echo 'deny: advisories (fetches the advisory database)'; "$(CARGO)" deny --locked --workspace check advisories
 
 # ONLY, ROUNDS, DOCS: benches/README.md. A debug build of it would measure itself.
 .PHONY: bench-build

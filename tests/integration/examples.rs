@@ -15,6 +15,9 @@ use std::sync::{Arc, Mutex};
 /// Python or Node may take a while to start on a busy machine.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
+/// What the heartbeats are told to use: long enough that a busy machine does not miss two of three.
+const LEASE_MS: i64 = 6000;
+
 #[derive(Clone, Copy, Debug)]
 enum Language {
     Python,
@@ -57,6 +60,7 @@ struct Program {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
     errors: PathBuf,
+    native: bool,
 }
 
 impl Program {
@@ -67,7 +71,8 @@ impl Program {
             .arg(file)
             .args(args)
             .arg(format!("redis://127.0.0.1:{}", server.port))
-            .stdin(Stdio::null())
+            .env("PRESENCE_LEASE_MS", LEASE_MS.to_string())
+            .stdin(Stdio::piped()) // open as long as the program is to run
             .stdout(Stdio::piped())
             .stderr(to)
             .spawn()
@@ -77,7 +82,8 @@ impl Program {
         std::thread::spawn(move || {
             out.lines().map_while(Result::ok).for_each(|line| to.lock().unwrap().push(line));
         });
-        Program { child, lines, errors }
+        let native = interpreter.ends_with("env");
+        Program { child, lines, errors, native }
     }
 
     fn lines(&self) -> Vec<String> {
@@ -108,6 +114,16 @@ impl Program {
 
     fn kill(mut self) {
         assert!(self.is_running(), "it ended by itself: {}", self.errors());
+    }
+
+    /// Tells it to end: by SIGTERM, or, a program without an interpreter, by the end of its input.
+    fn end(&mut self) {
+        drop(self.child.stdin.take());
+        if self.native {
+            return;
+        }
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
     }
 }
 
@@ -434,4 +450,98 @@ fn log_with_a_gap_in_python() {
 #[test]
 fn log_with_a_gap_in_node() {
     log_with_a_gap(Language::Node);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+/// It stays past its lease, through a restart, comes back where the server lost it, and says goodbye.
+fn heartbeat(program: Option<(PathBuf, PathBuf)>) {
+    let Some(program) = program else { return };
+    let server = durable().start();
+    let mut c = server.connect();
+    let mut beats = Program::run(&program, &server, &["lobby", "alice", "tab 1"]);
+    beats.says(&["online"]);
+    let lease = |c: &mut Conn| c.user("lobby", "alice").expect("she stays").sessions[0].expires_at;
+    let first = lease(&mut c);
+    wait_until("a lease after the first", PATIENCE, || lease(&mut c) >= first + LEASE_MS);
+    server.restart(Stop::Kill);
+    c = server.connect();
+    // The restart gave more than a heartbeat does.
+    wait_until("a lease of its own", PATIENCE, || lease(&mut c) <= now_ms() + LEASE_MS);
+    let story: Vec<String> = ask(&mut c, "lobby").events.iter().map(Event::brief).collect();
+    assert_eq!(story, ["join alice/tab 1"]);
+    c.ok("FLUSHALL");
+    beats.says(&["online", "online again"]);
+    beats.end();
+    beats.says(&["online", "online again", "offline"]);
+    let story: Vec<String> = ask(&mut c, "lobby").events.iter().map(Event::brief).collect();
+    assert_eq!(story, ["join alice/tab 1", "leave alice/tab 1 (offline)"]);
+}
+
+#[test]
+fn heartbeat_in_python() {
+    heartbeat(Language::Python.program("heartbeat"));
+}
+
+#[test]
+fn heartbeat_in_node() {
+    heartbeat(Language::Node.program("heartbeat"));
+}
+
+#[test]
+fn heartbeat_in_rust() {
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "--example", "heartbeat"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status();
+    assert!(built.unwrap().success());
+    // Beside the folder of this test's own program.
+    let own = std::env::current_exe().unwrap();
+    let program = own.parent().unwrap().parent().unwrap().join("examples/heartbeat");
+    heartbeat(Some(("/usr/bin/env".into(), program)));
+}
+
+/// A contact list is right at once, follows, and is right again after whatever it missed.
+#[test]
+fn contacts_in_python() {
+    let Some(program) = Language::Python.program("contacts") else { return };
+    let server = durable().start();
+    let mut c = server.connect();
+    c.ok("PRESENCE.ONLINE lobby alice EX 600");
+    let mut contacts = Program::run(&program, &server, &["lobby", "alice", "bob"]);
+    let mut said = vec!["alice online", "bob offline"];
+    contacts.says(&said);
+    for line in [
+        "PRESENCE.ONLINE lobby bob EX 600",
+        "PRESENCE.ONLINE lobby bob SESSION phone EX 600",
+        "PRESENCE.ONLINE lobby carol EX 600",
+        "PRESENCE.OFFLINE lobby alice",
+        "PRESENCE.OFFLINE lobby bob SESSION phone",
+        "PRESENCE.ONLINE lobby alice PX 50",
+    ] {
+        c.ok(line);
+    }
+    said.extend(["bob online", "alice offline", "alice online", "alice offline"]);
+    contacts.says(&said);
+    // While nobody listens.
+    for line in [
+        "MULTI",
+        "CLIENT KILL TYPE pubsub",
+        "PRESENCE.OFFLINE lobby bob",
+        "PRESENCE.ONLINE lobby alice EX 600",
+        "EXEC",
+    ] {
+        c.ok(line);
+    }
+    said.extend(["alice online", "bob offline"]);
+    contacts.says(&said);
+    server.restart(Stop::Kill);
+    c = server.connect();
+    c.ok("PRESENCE.ONLINE lobby bob EX 600");
+    said.push("bob online");
+    contacts.says(&said);
+    c.ok("PRESENCE.CLOSE lobby");
+    said.extend(["alice offline", "bob offline"]);
+    contacts.says(&said);
+    contacts.kill();
 }

@@ -1,0 +1,102 @@
+//! Keeps a session online until its standard input ends (Ctrl-D, or the program that started it).
+//!
+//!     cargo run --example heartbeat SPACE USER SESSION [redis://127.0.0.1:6379]
+//!
+//! A heartbeat every third of the lease, so that two may be lost, and not exactly every third: a thousand clients that
+//! were started by one restart should not beat in the same moment. Each carries the metadata, which makes no event as
+//! long as it is the same, and is there again where the server lost the session. A server that is away is tried again
+//! soon: the lease runs on.
+//!
+//! PRESENCE_LEASE_MS is the lease (30000). Needs the crates `redis` and `rand`.
+
+use redis::{Client, Connection, RedisResult};
+use std::io::Read;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
+const META: &str = r#"{"client":"heartbeat.rs"}"#;
+
+struct Session {
+    client: Client,
+    connection: Option<Connection>,
+    space: String,
+    user: String,
+    session: String,
+    lease_ms: u64,
+}
+
+impl Session {
+    /// The connection there is, or a new one.
+    fn connection(&mut self) -> RedisResult<&mut Connection> {
+        if self.connection.is_none() {
+            let third = Duration::from_millis(self.lease_ms / 3);
+            let connection = self.client.get_connection_with_timeout(third)?;
+            // A reply that comes later is no use.
+            connection.set_read_timeout(Some(third))?;
+            self.connection = Some(connection);
+        }
+        Ok(self.connection.as_mut().expect("it was set just now"))
+    }
+
+    /// True where the user was not online before this call.
+    fn beat(&mut self) -> RedisResult<bool> {
+        let mut command = redis::cmd("PRESENCE.ONLINE");
+        command.arg(&self.space).arg(&self.user).arg("SESSION").arg(&self.session);
+        command.arg("META").arg(META).arg("PX").arg(self.lease_ms);
+        command.query(self.connection()?)
+    }
+
+    /// Who knows that it goes says so. Where it may be back at once, LINGER keeps others from noticing.
+    fn leave(&mut self) -> RedisResult<()> {
+        let mut command = redis::cmd("PRESENCE.OFFLINE");
+        command.arg(&self.space).arg(&self.user).arg("SESSION").arg(&self.session);
+        command.query(self.connection()?)
+    }
+}
+
+fn main() -> RedisResult<()> {
+    let mut words = std::env::args().skip(1);
+    let (Some(space), Some(user), Some(session)) = (words.next(), words.next(), words.next())
+    else {
+        eprintln!("usage: heartbeat SPACE USER SESSION [redis://127.0.0.1:6379]");
+        std::process::exit(1);
+    };
+    let url = words.next().unwrap_or_else(|| "redis://127.0.0.1:6379".into());
+    let lease = std::env::var("PRESENCE_LEASE_MS").ok().and_then(|ms| ms.parse().ok());
+    let lease_ms = lease.unwrap_or(30_000);
+    let client = Client::open(url)?;
+    let mut session = Session { client, connection: None, space, user, session, lease_ms };
+
+    let (end, ended) = mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        drop(end);
+    });
+
+    let mut said = false;
+    loop {
+        let pause_ms = match session.beat() {
+            Ok(came) => {
+                if came || !said {
+                    println!("{}", if said { "online again" } else { "online" });
+                    said = true;
+                }
+                lease_ms as f64 / 3.0 * rand::random_range(0.8..1.0)
+            }
+            // CLOSED, WRONGTYPE: it would be told the same again.
+            Err(error) if error.code().is_some_and(|code| code != "LOADING") => return Err(error),
+            Err(error) => {
+                eprintln!("heartbeat: {error}; trying again");
+                session.connection = None;
+                (lease_ms as f64 / 10.0).min(500.0)
+            }
+        };
+        let pause = Duration::from_millis(pause_ms as u64);
+        if ended.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
+            break;
+        }
+    }
+    session.leave()?;
+    println!("offline");
+    Ok(())
+}

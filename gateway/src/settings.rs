@@ -1,0 +1,56 @@
+//! Settings, all from the environment.
+
+use std::env;
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub address: String,
+    pub redis_url: String,
+    /// The lease of a client, in ms.
+    pub ttl: u64,
+    /// How long a session outlives its socket, in ms.
+    pub linger: u64,
+    pub ping: Duration,
+    /// In front of a space's name in Redis.
+    pub prefix: String,
+    pub by_identity: bool,
+    pub max_clients: usize,
+    /// Messages that wait for a client before it is too slow.
+    pub queue: usize,
+    /// Messages a second that a client may send.
+    pub rate: u32,
+    /// Simulated users that a page may ask for; 0: none.
+    pub crowd: usize,
+}
+
+impl Settings {
+    pub fn from_env() -> Result<Settings, String> {
+        let port = number("PORT", 5000, 0, 65535)?;
+        Ok(Settings {
+            address: format!("{}:{port}", text("HOST", "127.0.0.1")),
+            redis_url: text("REDIS_URL", "redis://127.0.0.1:6379"),
+            ttl: number("PRESENCE_TTL", 60_000, 100, 86_400_000)?,
+            linger: number("LINGER_MS", 5000, 0, 3_600_000)?,
+            ping: Duration::from_millis(number("PING_MS", 30_000, 100, 3_600_000)?),
+            prefix: text("SPACE_PREFIX", ""),
+            by_identity: number("RESUME_BY_IDENTITY", 1, 0, 1)? == 1,
+            max_clients: number("MAX_CLIENTS", 20_000, 1, 1_000_000)? as usize,
+            queue: number("QUEUE", 8192, 16, 1_000_000)? as usize,
+            rate: number("MESSAGE_RATE", 250, 1, 100_000)? as u32,
+            crowd: number("CROWD", 0, 0, 10_000)? as usize,
+        })
+    }
+}
+
+fn text(name: &str, default: &str) -> String {
+    env::var(name).ok().filter(|v| !v.is_empty()).unwrap_or_else(|| default.into())
+}
+
+fn number(name: &str, default: u64, min: u64, max: u64) -> Result<u64, String> {
+    let Some(value) = env::var(name).ok().filter(|v| !v.is_empty()) else { return Ok(default) };
+    match value.parse() {
+        Ok(n) if (min..=max).contains(&n) => Ok(n),
+        _ => Err(format!("{name}={value} is not a number from {min} to {max}")),
+    }
+}
