@@ -5,7 +5,8 @@
 //! leads straight to its bytes. The price is that a removal can change the number of another
 //! block; it says of which.
 //!
-//! Blocks that are large, or whose owner says so, are allocated apart and keep their numbers.
+//! Blocks that are large are allocated apart and keep their numbers. So are those of an owner who has
+//! but a few; these stay in order, and a removal lowers the numbers of those behind by one.
 
 use super::Slab;
 
@@ -15,6 +16,10 @@ const LARGEST: usize = 512;
 const PAGE_BYTES: usize = 32 << 10;
 /// A number of a block apart has this bit; the others have the class in front of the place.
 const APART: u32 = 1 << 31;
+/// The numbers of large blocks begin behind those of a few.
+const LARGE: u32 = APART + MOST_FEW as u32;
+/// So many blocks can be a few.
+const MOST_FEW: usize = 16;
 const PLACE_BITS: u32 = 25;
 const MOST_PLACES: u32 = 1 << PLACE_BITS;
 const MOST_CLASSES: usize = 1 << (31 - PLACE_BITS);
@@ -35,13 +40,15 @@ struct Class {
 struct Classes {
     first: Class,
     rest: Vec<Class>,
+    large: Slab<Box<[u8]>>,
 }
 
 /// Where blocks are kept.
 #[derive(Clone, Default)]
 pub struct Blocks {
     packed: Option<Box<Classes>>,
-    apart: Slab<Box<[u8]>>,
+    few: Vec<Box<[u8]>>,
+    /// Bytes of all that are apart.
     apart_bytes: usize,
     len: usize,
 }
@@ -177,6 +184,10 @@ impl Classes {
         std::iter::once(&self.first).chain(&self.rest)
     }
 
+    fn new(stride: usize) -> Self {
+        Classes { first: Class::new(stride), rest: Vec::new(), large: Slab::default() }
+    }
+
     /// The class for blocks of that size, made where there is none with room.
     fn with_room(&mut self, stride: usize) -> Option<usize> {
         let has_room = |class: &Class| class.stride == stride && class.len < MOST_PLACES;
@@ -209,7 +220,11 @@ impl Blocks {
     /// The bytes of a block, and possibly some more.
     pub fn get(&self, id: u32) -> Option<&[u8]> {
         if id & APART != 0 {
-            return self.apart.get(id & !APART).map(|block| &**block);
+            let block = match id.checked_sub(LARGE) {
+                None => self.few.get((id & !APART) as usize),
+                Some(number) => self.packed.as_ref()?.large.get(number),
+            };
+            return block.map(|block| &**block);
         }
         let (class, place) = place_of(id);
         self.packed.as_ref()?.get(class)?.get(place)
@@ -217,40 +232,50 @@ impl Blocks {
 
     pub fn get_mut(&mut self, id: u32) -> Option<&mut [u8]> {
         if id & APART != 0 {
-            return self.apart.get_mut(id & !APART).map(|block| &mut **block);
+            return self.apart_mut(id).map(|block| &mut **block);
         }
         let (class, place) = place_of(id);
         self.packed.as_mut()?.get_mut(class)?.get_mut(place)
     }
 
-    /// Keeps a block, apart from the others where `apart` says so.
-    pub fn insert(&mut self, block: &[u8], apart: bool) -> u32 {
+    fn apart_mut(&mut self, id: u32) -> Option<&mut Box<[u8]>> {
+        match id.checked_sub(LARGE) {
+            None => self.few.get_mut((id & !APART) as usize),
+            Some(number) => self.packed.as_mut()?.large.get_mut(number),
+        }
+    }
+
+    /// Keeps a block, as one of a few where `few` says so.
+    pub fn insert(&mut self, block: &[u8], few: bool) -> u32 {
         self.len += 1;
-        let stride = stride_of(block.len()).filter(|_| !apart);
-        if let Some(stride) = stride {
-            let classes = self.packed.get_or_insert_with(|| {
-                Box::new(Classes { first: Class::new(stride), rest: Vec::new() })
-            });
-            let at = classes.with_room(stride);
-            if let Some((at, class)) = at.and_then(|at| Some((at, classes.get_mut(at)?))) {
-                return id_of(at, class.push(block));
-            }
+        if few && self.few.len() < MOST_FEW {
+            self.apart_bytes += crate::space::allocated(block.len());
+            self.few.reserve_exact(1);
+            self.few.push(block.into());
+            return APART | (self.few.len() - 1) as u32;
+        }
+        let stride = stride_of(block.len());
+        let classes =
+            self.packed.get_or_insert_with(|| Box::new(Classes::new(stride.unwrap_or(LARGEST))));
+        let at = stride.and_then(|stride| classes.with_room(stride));
+        if let Some((at, class)) = at.and_then(|at| Some((at, classes.get_mut(at)?))) {
+            return id_of(at, class.push(block));
         }
         self.apart_bytes += crate::space::allocated(block.len());
-        APART | self.apart.insert(block.into())
+        LARGE + classes.large.insert(block.into())
     }
 
     /// Changes a block where its new bytes can be kept in the old one's place. Returns false, and
     /// does nothing, where they cannot.
-    pub fn replace(&mut self, id: u32, block: &[u8], apart: bool) -> bool {
-        let stride = stride_of(block.len()).filter(|_| !apart);
+    pub fn replace(&mut self, id: u32, block: &[u8]) -> bool {
+        let stride = stride_of(block.len());
         if id & APART != 0 {
-            let Some(place) = self.apart.get_mut(id & !APART).filter(|_| stride.is_none()) else {
-                return false;
-            };
-            self.apart_bytes -= crate::space::allocated(place.len());
-            self.apart_bytes += crate::space::allocated(block.len());
+            let stays = id < LARGE || stride.is_none();
+            let Some(place) = self.apart_mut(id).filter(|_| stays) else { return false };
+            let before = place.len();
             *place = block.into();
+            self.apart_bytes -= crate::space::allocated(before);
+            self.apart_bytes += crate::space::allocated(block.len());
             return true;
         }
         match self.get_mut(id).filter(|place| Some(place.len()) == stride) {
@@ -266,9 +291,7 @@ impl Blocks {
     /// its own, if one has.
     pub fn remove(&mut self, id: u32) -> Option<u32> {
         if id & APART != 0 {
-            let block = self.apart.remove(id & !APART)?;
-            self.apart_bytes -= crate::space::allocated(block.len());
-            self.len -= 1;
+            self.remove_apart(id);
             return None;
         }
         let (at, place) = place_of(id);
@@ -280,42 +303,73 @@ impl Blocks {
         while classes.rest.last().is_some_and(|class| class.len == 0) {
             classes.rest.pop();
         }
-        if classes.rest.is_empty() && classes.first.len == 0 {
+        self.tidy();
+        moved
+    }
+
+    fn remove_apart(&mut self, id: u32) {
+        let removed = match id.checked_sub(LARGE) {
+            None => {
+                let at = (id & !APART) as usize;
+                let removed = (at < self.few.len()).then(|| self.few.remove(at));
+                self.few.shrink_to_fit();
+                removed
+            }
+            Some(number) => {
+                self.packed.as_mut().and_then(|classes| classes.large.remove(number))
+            }
+        };
+        if let Some(block) = removed {
+            self.apart_bytes -= crate::space::allocated(block.len());
+            self.len -= 1;
+            self.tidy();
+        }
+    }
+
+    fn tidy(&mut self) {
+        let is_empty = |classes: &Classes| {
+            classes.rest.is_empty() && classes.first.len == 0 && classes.large.len() == 0
+        };
+        if self.packed.as_deref().is_some_and(is_empty) {
             self.packed = None;
         }
-        moved
     }
 
     /// All blocks with their numbers.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &[u8])> {
-        let apart = self.apart.iter_from(0).map(|(id, block)| (APART | id, &**block));
+        let few = (APART..).zip(&self.few).map(|(id, block)| (id, &**block));
+        let large = self.packed.iter().flat_map(|classes| classes.large.iter_from(0));
+        let large = large.map(|(number, block)| (LARGE + number, &**block));
         let classes = self.packed.iter().flat_map(|classes| classes.iter());
         let packed = classes.enumerate().flat_map(|(at, class)| {
             let blocks = class.pages().flat_map(|page| page.chunks_exact(class.stride));
             (0..).zip(blocks).map(move |(place, block)| (id_of(at, place), block))
         });
-        apart.chain(packed)
+        few.chain(packed).chain(large)
     }
 
     /// All blocks, to be changed in place.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        let classes = self.packed.iter_mut();
-        let classes = classes.flat_map(|all| std::iter::once(&mut all.first).chain(&mut all.rest));
-        let packed = classes.flat_map(|class| {
-            let pages = std::iter::once(&mut class.first).chain(&mut class.rest);
-            let stride = class.stride;
-            pages.flat_map(move |page| page.chunks_exact_mut(stride))
+        let others = self.packed.iter_mut().flat_map(|all| {
+            let Classes { first, rest, large } = &mut **all;
+            let packed = std::iter::once(first).chain(rest).flat_map(|class| {
+                let pages = std::iter::once(&mut class.first).chain(&mut class.rest);
+                let stride = class.stride;
+                pages.flat_map(move |page| page.chunks_exact_mut(stride))
+            });
+            packed.chain(large.values_mut().map(|block| &mut **block))
         });
-        self.apart.values_mut().map(|block| &mut **block).chain(packed)
+        self.few.iter_mut().map(|block| &mut **block).chain(others)
     }
 
     /// Bytes on the heap, in constant time.
     pub fn heap_bytes(&self) -> usize {
         let packed = self.packed.as_ref().map_or(0, |classes| {
             let blocks: usize = classes.iter().map(Class::heap_bytes).sum();
-            size_of::<Classes>() + classes.rest.capacity() * size_of::<Class>() + blocks
+            let rest = classes.rest.capacity() * size_of::<Class>();
+            size_of::<Classes>() + rest + blocks + classes.large.heap_bytes()
         });
-        packed + self.apart.heap_bytes() + self.apart_bytes
+        packed + self.few.capacity() * size_of::<Box<[u8]>>() + self.apart_bytes
     }
 }
 
@@ -328,17 +382,33 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Op {
         Insert(usize, bool),
-        Replace(usize, usize, bool),
+        Replace(usize, usize),
         Remove(usize),
     }
 
     fn op() -> impl Strategy<Value = Op> {
         let size = prop_oneof![8 => 0..300usize, 1 => 300..700usize, 1 => Just(64usize)];
         prop_oneof![
-            4 => (size.clone(), prop::bool::weighted(0.1)).prop_map(|(n, apart)| Op::Insert(n, apart)),
-            1 => (any::<u16>(), size, any::<bool>()).prop_map(|(p, n, a)| Op::Replace(p as usize, n, a)),
+            4 => (size.clone(), prop::bool::weighted(0.1)).prop_map(|(n, few)| Op::Insert(n, few)),
+            1 => (any::<u16>(), size).prop_map(|(p, n)| Op::Replace(p as usize, n)),
             2 => any::<u16>().prop_map(|p| Op::Remove(p as usize)),
         ]
+    }
+
+    fn remove(blocks: &mut Blocks, model: &mut BTreeMap<u32, Vec<u8>>, id: u32) {
+        let moved = blocks.remove(id);
+        model.remove(&id);
+        if let Some(from) = moved {
+            let bytes = model.remove(&from).unwrap();
+            model.insert(id, bytes);
+        }
+        if (APART..LARGE).contains(&id) {
+            for behind in id + 1..LARGE {
+                if let Some(bytes) = model.remove(&behind) {
+                    model.insert(behind - 1, bytes);
+                }
+            }
+        }
     }
 
     fn check(blocks: &Blocks, model: &BTreeMap<u32, Vec<u8>>) {
@@ -364,24 +434,19 @@ mod tests {
                 let fill = |size: usize| step.to_le_bytes().into_iter().cycle().take(size).collect::<Vec<u8>>();
                 let pick = |n: usize| model.keys().nth(n % model.len().max(1)).copied();
                 match op {
-                    Op::Insert(size, apart) => {
-                        let id = blocks.insert(&fill(size), apart);
+                    Op::Insert(size, few) => {
+                        let id = blocks.insert(&fill(size), few);
                         prop_assert!(model.insert(id, fill(size)).is_none());
                     }
-                    Op::Replace(at, size, apart) => {
+                    Op::Replace(at, size) => {
                         let Some(id) = pick(at) else { continue };
-                        if blocks.replace(id, &fill(size), apart) {
+                        if blocks.replace(id, &fill(size)) {
                             model.insert(id, fill(size));
                         }
                     }
                     Op::Remove(at) => {
                         let Some(id) = pick(at) else { continue };
-                        let moved = blocks.remove(id);
-                        model.remove(&id);
-                        if let Some(from) = moved {
-                            let bytes = model.remove(&from).unwrap();
-                            model.insert(id, bytes);
-                        }
+                        remove(&mut blocks, &mut model, id);
                     }
                 }
                 if step.is_multiple_of(64) {
@@ -390,11 +455,8 @@ mod tests {
             }
             check(&blocks, &model);
             check(&blocks.clone(), &model);
-            while let Some((id, _)) = model.pop_first() {
-                if let Some(from) = blocks.remove(id) {
-                    let bytes = model.remove(&from).unwrap();
-                    model.insert(id, bytes);
-                }
+            while let Some((&id, _)) = model.first_key_value() {
+                remove(&mut blocks, &mut model, id);
             }
             prop_assert_eq!((blocks.len(), blocks.heap_bytes()), (0, 0));
         }

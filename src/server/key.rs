@@ -16,15 +16,18 @@ use std::cell::Cell;
 use std::ffi::c_int;
 use std::ptr::NonNull;
 
+/// Later than anything is due.
+const NEVER: u64 = u64::MAX;
+
 /// The value of a key: a space and what this process keeps about it.
 pub struct Held {
     pub space: Space,
     /// The grace that was granted last when this space was made or looked at.
     grace: u32,
-    /// The end of a grace that replicas have not been told of yet.
-    grace_untold: Option<u64>,
-    /// Under which moment the agenda has it, if it has.
-    scheduled: Option<u64>,
+    /// The end of a grace that replicas have not been told of yet; 0 is none.
+    grace_untold: u64,
+    /// Under which moment the agenda has it; [`NEVER`] where it has not.
+    scheduled: u64,
     counted: Size,
     /// When this process got it (unix ms).
     since: u64,
@@ -60,8 +63,8 @@ impl Held {
         let mut held = Held {
             space,
             grace: GRACE.get().0,
-            grace_untold: None,
-            scheduled: None,
+            grace_untold: 0,
+            scheduled: NEVER,
             counted: Size::default(),
             since: server_time(),
         };
@@ -84,7 +87,7 @@ impl Held {
             if until > 0 {
                 self.space.grant_grace(until, &mut Silent);
             }
-            self.grace_untold = Some(until).filter(|until| *until > 0);
+            self.grace_untold = until;
         }
     }
 
@@ -96,6 +99,8 @@ impl Held {
     /// Brings the totals up to date with this space.
     fn count(&mut self) {
         let (users, sessions) = self.space.stored();
+        // Sessions have numbers of 32 bits, so there are not more.
+        let (users, sessions) = (users as u32, sessions as u32);
         let size = Size { users, sessions, bytes: self.bytes() };
         stats::resized(self.counted, size);
         self.counted = size;
@@ -104,24 +109,24 @@ impl Held {
     /// Files the space in the agenda where it is due earlier than the agenda knows.
     pub fn schedule(&mut self, db: i32, name: &[u8]) {
         let due = self.space.next_due(settings::retention());
-        if self.scheduled.is_none_or(|scheduled| due < scheduled) {
+        if due < self.scheduled {
             self.schedule_at(db, name, due);
         }
     }
 
     /// Whether the agenda must be told of a lease that ends at this moment.
     fn may_be_due_before(&self, lease: u64) -> bool {
-        self.scheduled.is_none_or(|scheduled| lease < scheduled)
+        lease < self.scheduled
     }
 
     fn schedule_at(&mut self, db: i32, name: &[u8], due: u64) {
         agenda::schedule(db, name, due);
-        self.scheduled = Some(due);
+        self.scheduled = due;
     }
 
     /// The key has come under this name in another way than by a command of ours.
     pub fn arrived(&mut self, db: i32, name: &[u8]) {
-        self.scheduled = None;
+        self.scheduled = NEVER;
         self.schedule(db, name);
     }
 }
@@ -275,7 +280,8 @@ impl<'a> SpaceKey<'a> {
         if let Value::New(held) = &self.value {
             held.space.announce(&mut journal);
         }
-        if let Some(until) = self.held().grace_untold {
+        let until = self.held().grace_untold;
+        if until > 0 {
             journal.effect(&crate::space::Effect::Grace { until });
         }
         journal.end_preface();
@@ -301,7 +307,7 @@ impl<'a> SpaceKey<'a> {
         if journal.is_replaying() || (journal.is_renewal() && journal.is_unheard()) {
             self.ctx.replicate_verbatim();
         } else if journal.has_effects() {
-            self.held().grace_untold = None;
+            self.held().grace_untold = 0;
             self.ctx.replicate(journal::APPLY, self.name, journal.batch());
         }
         journal.publish(self.ctx, self.name.bytes());
@@ -369,7 +375,7 @@ impl<'a> SpaceKey<'a> {
 
     /// Whether replicas have still to be told of a grace.
     pub fn owes_grace(&mut self) -> bool {
-        self.held().grace_untold.is_some()
+        self.held().grace_untold > 0
     }
 }
 

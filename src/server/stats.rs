@@ -79,8 +79,8 @@ impl Lags {
 /// Users, sessions and bytes of a space as they were last added to the totals.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Size {
-    pub users: usize,
-    pub sessions: usize,
+    pub users: u32,
+    pub sessions: u32,
     pub bytes: usize,
 }
 
@@ -110,8 +110,8 @@ pub fn resized(before: Size, after: Size) {
             total.fetch_add(after as i64 - before as i64, Relaxed);
         }
     };
-    change(&USERS, before.users, after.users);
-    change(&SESSIONS, before.sessions, after.sessions);
+    change(&USERS, before.users as usize, after.users as usize);
+    change(&SESSIONS, before.sessions as usize, after.sessions as usize);
     change(&BYTES, before.bytes, after.bytes);
 }
 

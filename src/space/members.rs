@@ -368,6 +368,13 @@ impl Members {
         if let Some(moved) = self.blocks.remove(id) {
             self.renumber(moved, id);
         }
+        if self.indexes.is_none() {
+            // Of a few, those behind it have moved up.
+            let groups = self.groups.iter_mut().flat_map(|groups| groups.values_mut());
+            for behind in groups.flat_map(|group| &mut group.sessions).filter(|other| **other > id) {
+                *behind -= 1;
+            }
+        }
     }
 
     /// Takes a session out.
@@ -439,11 +446,11 @@ impl Members {
     pub fn set_meta(&mut self, id: u32, meta: Text) -> u32 {
         let Some(record) = self.record(id) else { return id };
         let changed = Packed::with_meta(record, meta);
-        let (block, apart) = (changed.read().block(), self.indexes.is_none());
-        if self.blocks.replace(id, block, apart) {
+        let block = changed.read().block();
+        if self.blocks.replace(id, block) {
             return id;
         }
-        let new = self.blocks.insert(block, apart);
+        let new = self.blocks.insert(block, false);
         self.renumber(id, new);
         self.free(id);
         new
