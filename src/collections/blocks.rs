@@ -8,6 +8,7 @@
 //! Blocks that are large are allocated apart and keep their numbers. So are those of an owner who has
 //! but a few; these stay in order, and a removal lowers the numbers of those behind by one.
 
+use super::near::Near;
 use super::Slab;
 
 /// Larger blocks are kept apart.
@@ -31,22 +32,19 @@ struct Class {
     /// How many blocks a page holds.
     in_page: u32,
     len: u32,
-    first: Vec<u8>,
-    rest: Vec<Vec<u8>>,
+    pages: Near<Vec<u8>>,
 }
 
-/// The first of what there is is here and not behind a further pointer: most spaces have not much.
 #[derive(Clone)]
 struct Classes {
-    first: Class,
-    rest: Vec<Class>,
+    packed: Near<Class>,
     large: Slab<Box<[u8]>>,
 }
 
 /// Where blocks are kept.
 #[derive(Clone, Default)]
 pub struct Blocks {
-    packed: Option<Box<Classes>>,
+    many: Option<Box<Classes>>,
     few: Vec<Box<[u8]>>,
     /// Bytes of all that are apart.
     apart_bytes: usize,
@@ -65,7 +63,7 @@ fn stride_of(bytes: usize) -> Option<usize> {
 impl Class {
     fn new(stride: usize) -> Self {
         let in_page = (PAGE_BYTES / stride) as u32;
-        Class { stride, in_page, len: 0, first: Vec::new(), rest: Vec::new() }
+        Class { stride, in_page, len: 0, pages: Near::new(Vec::new()) }
     }
 
     /// The page and the place in it.
@@ -77,38 +75,25 @@ impl Class {
         }
     }
 
-    fn page_mut(&mut self, page: usize) -> Option<&mut Vec<u8>> {
-        if page == 0 {
-            Some(&mut self.first)
-        } else {
-            self.rest.get_mut(page - 1)
-        }
-    }
-
     fn get(&self, place: u32) -> Option<&[u8]> {
         let (page, start) = self.split(place);
-        let page = if page == 0 { &self.first } else { self.rest.get(page - 1)? };
-        page.get(start..start + self.stride)
+        self.pages.get(page)?.get(start..start + self.stride)
     }
 
     fn get_mut(&mut self, place: u32) -> Option<&mut [u8]> {
         let (page, start) = self.split(place);
         let stride = self.stride;
-        self.page_mut(page)?.get_mut(start..start + stride)
-    }
-
-    fn pages(&self) -> impl Iterator<Item = &Vec<u8>> {
-        std::iter::once(&self.first).chain(&self.rest)
+        self.pages.get_mut(page)?.get_mut(start..start + stride)
     }
 
     fn push(&mut self, block: &[u8]) -> u32 {
         let place = self.len;
         let (number, start) = self.split(place);
-        if number > self.rest.len() {
-            self.rest.push(Vec::new());
+        if number == self.pages.len() {
+            self.pages.push(Vec::new());
         }
         let (stride, in_page) = (self.stride, self.in_page as usize);
-        if let Some(page) = self.page_mut(number) {
+        if let Some(page) = self.pages.get_mut(number) {
             if start + stride > page.capacity() {
                 // By a quarter: pages of small spaces are many, and copying one is little.
                 let blocks = start / stride;
@@ -126,7 +111,7 @@ impl Class {
     fn pop_into(&mut self, place: u32) {
         let last = self.len.saturating_sub(1);
         let ((to, start), (from, rest)) = (self.split(place), self.split(last));
-        let Some(mut page) = self.page_mut(from).map(std::mem::take) else { return };
+        let Some(mut page) = self.pages.get_mut(from).map(std::mem::take) else { return };
         if to == from {
             page.copy_within(rest.., start);
         } else if let (Some(to), Some(from)) = (self.get_mut(place), page.get(rest..)) {
@@ -135,69 +120,39 @@ impl Class {
         page.truncate(rest);
         self.len = last;
         if page.is_empty() {
-            self.rest.truncate(from.saturating_sub(1));
-            if self.rest.is_empty() {
-                self.rest = Vec::new();
-            }
+            self.pages.pop();
             return;
         }
         if page.len() * 4 < page.capacity() {
             page.shrink_to(page.len() * 2);
         }
-        if let Some(back) = self.page_mut(from) {
+        if let Some(back) = self.pages.get_mut(from) {
             *back = page;
         }
     }
 
     fn heap_bytes(&self) -> usize {
         let full = self.in_page as usize * self.stride;
-        let rest = match self.rest.last() {
-            None => 0,
-            Some(last) => (self.rest.len() - 1) * full + last.capacity(),
-        };
-        self.first.capacity() + self.rest.capacity() * size_of::<Vec<u8>>() + rest
+        (self.pages.len() - 1) * full + self.pages.last().capacity() + self.pages.heap_bytes()
     }
 }
 
 impl Classes {
-    fn len(&self) -> usize {
-        1 + self.rest.len()
-    }
-
-    fn get(&self, at: usize) -> Option<&Class> {
-        if at == 0 {
-            Some(&self.first)
-        } else {
-            self.rest.get(at - 1)
-        }
-    }
-
-    fn get_mut(&mut self, at: usize) -> Option<&mut Class> {
-        if at == 0 {
-            Some(&mut self.first)
-        } else {
-            self.rest.get_mut(at - 1)
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Class> {
-        std::iter::once(&self.first).chain(&self.rest)
-    }
-
     fn new(stride: usize) -> Self {
-        Classes { first: Class::new(stride), rest: Vec::new(), large: Slab::default() }
+        Classes { packed: Near::new(Class::new(stride)), large: Slab::default() }
     }
 
     /// The class for blocks of that size, made where there is none with room.
     fn with_room(&mut self, stride: usize) -> Option<usize> {
         let has_room = |class: &Class| class.stride == stride && class.len < MOST_PLACES;
-        let there = self.iter().position(has_room);
+        let there = self.packed.iter().position(has_room);
         there.or_else(|| {
-            if self.len() == MOST_CLASSES {
+            let next = self.packed.len();
+            if next == MOST_CLASSES {
                 return None;
             }
-            self.rest.push(Class::new(stride));
-            Some(self.rest.len())
+            self.packed.push(Class::new(stride));
+            Some(next)
         })
     }
 }
@@ -222,12 +177,12 @@ impl Blocks {
         if id & APART != 0 {
             let block = match id.checked_sub(LARGE) {
                 None => self.few.get((id & !APART) as usize),
-                Some(number) => self.packed.as_ref()?.large.get(number),
+                Some(number) => self.many.as_ref()?.large.get(number),
             };
             return block.map(|block| &**block);
         }
         let (class, place) = place_of(id);
-        self.packed.as_ref()?.get(class)?.get(place)
+        self.many.as_ref()?.packed.get(class)?.get(place)
     }
 
     pub fn get_mut(&mut self, id: u32) -> Option<&mut [u8]> {
@@ -235,13 +190,13 @@ impl Blocks {
             return self.apart_mut(id).map(|block| &mut **block);
         }
         let (class, place) = place_of(id);
-        self.packed.as_mut()?.get_mut(class)?.get_mut(place)
+        self.many.as_mut()?.packed.get_mut(class)?.get_mut(place)
     }
 
     fn apart_mut(&mut self, id: u32) -> Option<&mut Box<[u8]>> {
         match id.checked_sub(LARGE) {
             None => self.few.get_mut((id & !APART) as usize),
-            Some(number) => self.packed.as_mut()?.large.get_mut(number),
+            Some(number) => self.many.as_mut()?.large.get_mut(number),
         }
     }
 
@@ -256,9 +211,9 @@ impl Blocks {
         }
         let stride = stride_of(block.len());
         let classes =
-            self.packed.get_or_insert_with(|| Box::new(Classes::new(stride.unwrap_or(LARGEST))));
+            self.many.get_or_insert_with(|| Box::new(Classes::new(stride.unwrap_or(LARGEST))));
         let at = stride.and_then(|stride| classes.with_room(stride));
-        if let Some((at, class)) = at.and_then(|at| Some((at, classes.get_mut(at)?))) {
+        if let Some((at, class)) = at.and_then(|at| Some((at, classes.packed.get_mut(at)?))) {
             return id_of(at, class.push(block));
         }
         self.apart_bytes += crate::space::allocated(block.len());
@@ -295,13 +250,13 @@ impl Blocks {
             return None;
         }
         let (at, place) = place_of(id);
-        let classes = self.packed.as_mut()?;
-        let class = classes.get_mut(at).filter(|class| place < class.len)?;
+        let classes = self.many.as_mut()?;
+        let class = classes.packed.get_mut(at).filter(|class| place < class.len)?;
         class.pop_into(place);
         let moved = (place != class.len).then_some(id_of(at, class.len));
         self.len -= 1;
-        while classes.rest.last().is_some_and(|class| class.len == 0) {
-            classes.rest.pop();
+        while classes.packed.len() > 1 && classes.packed.last().len == 0 {
+            classes.packed.pop();
         }
         self.tidy();
         moved
@@ -315,9 +270,7 @@ impl Blocks {
                 self.few.shrink_to_fit();
                 removed
             }
-            Some(number) => {
-                self.packed.as_mut().and_then(|classes| classes.large.remove(number))
-            }
+            Some(number) => self.many.as_mut().and_then(|classes| classes.large.remove(number)),
         };
         if let Some(block) = removed {
             self.apart_bytes -= crate::space::allocated(block.len());
@@ -328,21 +281,21 @@ impl Blocks {
 
     fn tidy(&mut self) {
         let is_empty = |classes: &Classes| {
-            classes.rest.is_empty() && classes.first.len == 0 && classes.large.len() == 0
+            classes.packed.iter().all(|class| class.len == 0) && classes.large.len() == 0
         };
-        if self.packed.as_deref().is_some_and(is_empty) {
-            self.packed = None;
+        if self.many.as_deref().is_some_and(is_empty) {
+            self.many = None;
         }
     }
 
     /// All blocks with their numbers.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &[u8])> {
         let few = (APART..).zip(&self.few).map(|(id, block)| (id, &**block));
-        let large = self.packed.iter().flat_map(|classes| classes.large.iter_from(0));
+        let large = self.many.iter().flat_map(|classes| classes.large.iter_from(0));
         let large = large.map(|(number, block)| (LARGE + number, &**block));
-        let classes = self.packed.iter().flat_map(|classes| classes.iter());
+        let classes = self.many.iter().flat_map(|classes| classes.packed.iter());
         let packed = classes.enumerate().flat_map(|(at, class)| {
-            let blocks = class.pages().flat_map(|page| page.chunks_exact(class.stride));
+            let blocks = class.pages.iter().flat_map(|page| page.chunks_exact(class.stride));
             (0..).zip(blocks).map(move |(place, block)| (id_of(at, place), block))
         });
         few.chain(packed).chain(large)
@@ -350,12 +303,11 @@ impl Blocks {
 
     /// All blocks, to be changed in place.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        let others = self.packed.iter_mut().flat_map(|all| {
-            let Classes { first, rest, large } = &mut **all;
-            let packed = std::iter::once(first).chain(rest).flat_map(|class| {
-                let pages = std::iter::once(&mut class.first).chain(&mut class.rest);
+        let others = self.many.iter_mut().flat_map(|all| {
+            let Classes { packed, large } = &mut **all;
+            let packed = packed.iter_mut().flat_map(|class| {
                 let stride = class.stride;
-                pages.flat_map(move |page| page.chunks_exact_mut(stride))
+                class.pages.iter_mut().flat_map(move |page| page.chunks_exact_mut(stride))
             });
             packed.chain(large.values_mut().map(|block| &mut **block))
         });
@@ -364,10 +316,9 @@ impl Blocks {
 
     /// Bytes on the heap, in constant time.
     pub fn heap_bytes(&self) -> usize {
-        let packed = self.packed.as_ref().map_or(0, |classes| {
-            let blocks: usize = classes.iter().map(Class::heap_bytes).sum();
-            let rest = classes.rest.capacity() * size_of::<Class>();
-            size_of::<Classes>() + rest + blocks + classes.large.heap_bytes()
+        let packed = self.many.as_ref().map_or(0, |classes| {
+            let blocks: usize = classes.packed.iter().map(Class::heap_bytes).sum();
+            size_of::<Classes>() + classes.packed.heap_bytes() + blocks + classes.large.heap_bytes()
         });
         packed + self.few.capacity() * size_of::<Box<[u8]>>() + self.apart_bytes
     }

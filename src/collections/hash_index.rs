@@ -8,6 +8,7 @@
 //! walks along the hashes meets whatever is there throughout once, although tables come and go.
 
 use super::line_table::LineTable;
+use super::near::Near;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::LazyLock;
 
@@ -35,9 +36,7 @@ pub fn hash_of(first: &[u8], second: &[u8]) -> u64 {
 /// Numbers, each filed under the hash of something the owner can compare.
 #[derive(Clone, Default)]
 pub struct HashIndex {
-    /// The first table is here, so that an index of one is one step away.
-    first: LineTable,
-    rest: Vec<LineTable>,
+    tables: Near<LineTable>,
     len: usize,
     /// Cache lines of all tables.
     lines: usize,
@@ -48,29 +47,9 @@ impl HashIndex {
         self.len
     }
 
-    fn tables(&self) -> usize {
-        1 + self.rest.len()
-    }
-
-    fn table(&self, at: usize) -> Option<&LineTable> {
-        if at == 0 {
-            Some(&self.first)
-        } else {
-            self.rest.get(at - 1)
-        }
-    }
-
-    fn table_mut(&mut self, at: usize) -> Option<&mut LineTable> {
-        if at == 0 {
-            Some(&mut self.first)
-        } else {
-            self.rest.get_mut(at - 1)
-        }
-    }
-
     /// The largest power of two that is not above the number of tables.
     fn low(&self) -> usize {
-        let tables = self.tables();
+        let tables = self.tables.len();
         tables.next_power_of_two() >> usize::from(!tables.is_power_of_two())
     }
 
@@ -81,7 +60,7 @@ impl HashIndex {
         let low = self.low();
         let bits = hash.reverse_bits() as usize;
         let at = bits & (low - 1);
-        if at + low < self.tables() {
+        if at + low < self.tables.len() {
             (bits & (low * 2 - 1), low.trailing_zeros() + 1)
         } else {
             (at, low.trailing_zeros())
@@ -90,24 +69,24 @@ impl HashIndex {
 
     pub fn find(&self, hash: u64, is: impl FnMut(u32) -> bool) -> Option<u32> {
         let (at, skip) = self.table_of(hash);
-        self.table(at)?.find(hash, skip, is)
+        self.tables.get(at)?.find(hash, skip, is)
     }
 
     /// Reads a byte of what is looked at to find this hash, so that it is near when it is needed.
     pub fn touch(&self, hash: u64) -> u8 {
         let (at, skip) = self.table_of(hash);
-        self.table(at).map_or(0, |table| table.touch(hash, skip))
+        self.tables.get(at).map_or(0, |table| table.touch(hash, skip))
     }
 
     /// A number that is most probably the one filed under `hash`, if anything is.
     pub fn guess(&self, hash: u64) -> Option<u32> {
         let (at, skip) = self.table_of(hash);
-        self.table(at)?.guess(hash, skip)
+        self.tables.get(at)?.guess(hash, skip)
     }
 
     /// Files `id`, which must not be there yet. `hash_again` gives the hash of any filed number.
     pub fn insert(&mut self, hash: u64, id: u32, hash_again: impl Fn(u32) -> u64) {
-        if self.len >= self.tables() * SPLIT_ABOVE {
+        if self.len >= self.tables.len() * SPLIT_ABOVE {
             self.split(&hash_again);
         }
         self.file(hash, id, &hash_again);
@@ -116,7 +95,7 @@ impl HashIndex {
 
     fn file(&mut self, hash: u64, id: u32, hash_again: &impl Fn(u32) -> u64) {
         let (at, skip) = self.table_of(hash);
-        if let Some(table) = self.table_mut(at) {
+        if let Some(table) = self.tables.get_mut(at) {
             let before = table.lines();
             table.insert(hash, skip, id, hash_again);
             let after = table.lines();
@@ -132,7 +111,7 @@ impl HashIndex {
         hash_again: impl Fn(u32) -> u64,
     ) -> Option<u32> {
         let (at, skip) = self.table_of(hash);
-        let table = self.table_mut(at)?;
+        let table = self.tables.get_mut(at)?;
         let before = table.lines();
         let id = table.remove(hash, skip, is, &hash_again)?;
         let after = table.lines();
@@ -140,7 +119,7 @@ impl HashIndex {
         self.len -= 1;
         if self.len == 0 {
             *self = HashIndex::default();
-        } else if self.tables() > 1 && self.len < self.tables() * MERGE_BELOW {
+        } else if self.tables.len() > 1 && self.len < self.tables.len() * MERGE_BELOW {
             self.merge(&hash_again);
         }
         Some(id)
@@ -149,25 +128,24 @@ impl HashIndex {
     /// Replaces one filed number by another of the same hash.
     pub fn replace(&mut self, hash: u64, old: u32, new: u32) {
         let (at, skip) = self.table_of(hash);
-        if let Some(table) = self.table_mut(at) {
+        if let Some(table) = self.tables.get_mut(at) {
             table.replace(hash, skip, old, new);
         }
     }
 
     fn split(&mut self, hash_again: &impl Fn(u32) -> u64) {
-        let source = self.tables() - self.low();
-        self.rest.push(LineTable::default());
-        let Some(old) = self.table_mut(source).map(std::mem::take) else { return };
+        let source = self.tables.len() - self.low();
+        self.tables.push(LineTable::default());
+        let Some(old) = self.tables.get_mut(source).map(std::mem::take) else { return };
         self.file_all(&old, hash_again);
     }
 
     fn merge(&mut self, hash_again: &impl Fn(u32) -> u64) {
-        let Some(last) = self.rest.pop() else { return };
-        let into = self.tables() - self.low();
-        let Some(first) = self.table_mut(into).map(std::mem::take) else { return };
+        let Some(last) = self.tables.pop() else { return };
+        let into = self.tables.len() - self.low();
+        let Some(first) = self.tables.get_mut(into).map(std::mem::take) else { return };
         self.file_all(&first, hash_again);
         self.file_all(&last, hash_again);
-        self.rest.shrink_to(self.rest.len() * 2);
     }
 
     /// Files anew what a table had that is not part of the index any more.
@@ -186,7 +164,7 @@ impl HashIndex {
         hash_again: impl Fn(u32) -> u64,
     ) -> (Vec<(u64, u32)>, Option<u64>) {
         let (at, skip) = self.table_of(from);
-        let Some(table) = self.table(at) else { return (Vec::new(), None) };
+        let Some(table) = self.tables.get(at) else { return (Vec::new(), None) };
         let begin = (at as u64).reverse_bits();
         let (ids, next_line) = table.line_of(from, skip);
         let next = match next_line {
@@ -204,7 +182,7 @@ impl HashIndex {
 
     /// Bytes on the heap, in constant time.
     pub fn heap_bytes(&self) -> usize {
-        self.lines * LINE + self.rest.capacity() * size_of::<LineTable>()
+        self.lines * LINE + self.tables.heap_bytes()
     }
 }
 
@@ -267,9 +245,9 @@ mod tests {
                 let middle = by_hash.len() / 2;
                 let from = by_hash.get(middle).map_or(u64::MAX, |(hash, _)| *hash);
                 prop_assert_eq!(walk(&index, from), &by_hash[middle..]);
-                let lines = index.first.lines() + index.rest.iter().map(LineTable::lines).sum::<usize>();
+                let lines = index.tables.iter().map(LineTable::lines).sum::<usize>();
                 prop_assert_eq!(index.lines, lines);
-                prop_assert!(index.rest.iter().all(|table| table.len() < SPLIT_ABOVE * 4));
+                prop_assert!(index.tables.iter().all(|table| table.len() < SPLIT_ABOVE * 4));
             }
         }
     }

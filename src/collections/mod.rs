@@ -12,6 +12,7 @@ mod blocks;
 mod due_heap;
 mod hash_index;
 mod line_table;
+mod near;
 mod slab;
 
 pub use blocks::Blocks;

@@ -1,5 +1,7 @@
 //! Entries under small numbers that stay theirs until they are removed.
 
+use super::near::Near;
+
 /// Entries a page. A page is the most that is ever copied or allocated at once.
 const PAGE: usize = 128;
 
@@ -7,8 +9,7 @@ const PAGE: usize = 128;
 /// entry goes is given back. The first page lives inline and grows with its contents, so that a
 /// slab of two entries costs two entries.
 pub struct Slab<T> {
-    first: Page<T>,
-    rest: Vec<Page<T>>,
+    pages: Near<Page<T>>,
     /// Pages that have a free place, each at most once; the first page is looked at before these.
     open: Vec<u32>,
     len: usize,
@@ -68,35 +69,19 @@ impl<T> Page<T> {
 impl<T: Clone> Clone for Slab<T> {
     /// The copy's pages have room for what is in them, which is less than the original's may have.
     fn clone(&self) -> Self {
-        let rest = self.rest.clone();
-        let rest_bytes = rest.iter().map(Page::heap_bytes).sum();
-        Slab { first: self.first.clone(), rest, open: self.open.clone(), len: self.len, rest_bytes }
+        let pages = self.pages.clone();
+        let rest_bytes = pages.iter().skip(1).map(Page::heap_bytes).sum();
+        Slab { pages, open: self.open.clone(), len: self.len, rest_bytes }
     }
 }
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Slab { first: Page::new(), rest: Vec::new(), open: Vec::new(), len: 0, rest_bytes: 0 }
+        Slab { pages: Near::new(Page::new()), open: Vec::new(), len: 0, rest_bytes: 0 }
     }
 }
 
 impl<T> Slab<T> {
-    fn page(&self, number: usize) -> Option<&Page<T>> {
-        if number == 0 {
-            Some(&self.first)
-        } else {
-            self.rest.get(number - 1)
-        }
-    }
-
-    fn page_mut(&mut self, number: usize) -> Option<&mut Page<T>> {
-        if number == 0 {
-            Some(&mut self.first)
-        } else {
-            self.rest.get_mut(number - 1)
-        }
-    }
-
     /// Number of entries.
     pub fn len(&self) -> usize {
         self.len
@@ -104,30 +89,30 @@ impl<T> Slab<T> {
 
     pub fn get(&self, id: u32) -> Option<&T> {
         let id = id as usize;
-        self.page(id / PAGE)?.entries.get(id % PAGE)?.as_ref()
+        self.pages.get(id / PAGE)?.entries.get(id % PAGE)?.as_ref()
     }
 
     pub fn get_mut(&mut self, id: u32) -> Option<&mut T> {
         let id = id as usize;
-        self.page_mut(id / PAGE)?.entries.get_mut(id % PAGE)?.as_mut()
+        self.pages.get_mut(id / PAGE)?.entries.get_mut(id % PAGE)?.as_mut()
     }
 
     /// Adds an entry and returns its number.
     pub fn insert(&mut self, value: T) -> u32 {
         self.len += 1;
-        if !self.first.is_full() {
-            return self.first.insert(value) as u32;
+        if let Some(first) = self.pages.get_mut(0).filter(|first| !first.is_full()) {
+            return first.insert(value) as u32;
         }
         let number = match self.open.last() {
             Some(&number) => number as usize,
             None => {
-                self.rest.push(Page::new());
-                let number = self.rest.len();
+                let number = self.pages.len();
+                self.pages.push(Page::new());
                 self.open.push(number as u32);
                 number
             }
         };
-        let Some(page) = self.rest.get_mut(number - 1) else { return u32::MAX };
+        let Some(page) = self.pages.get_mut(number) else { return u32::MAX };
         let before = page.heap_bytes();
         let at = page.insert(value);
         self.rest_bytes = self.rest_bytes + page.heap_bytes() - before;
@@ -140,7 +125,7 @@ impl<T> Slab<T> {
     /// Takes an entry out; its number is free for another.
     pub fn remove(&mut self, id: u32) -> Option<T> {
         let (number, at) = (id as usize / PAGE, id as usize % PAGE);
-        let page = self.page_mut(number)?;
+        let page = self.pages.get_mut(number)?;
         let was_full = page.is_full();
         let before = page.heap_bytes();
         let value = page.remove(at)?;
@@ -161,9 +146,10 @@ impl<T> Slab<T> {
     /// The entries from number `from` on, in the order of their numbers.
     pub fn iter_from(&self, from: u32) -> impl Iterator<Item = (u32, &T)> {
         let (start, within) = (from as usize / PAGE, from as usize % PAGE);
-        (start..=self.rest.len()).flat_map(move |number| {
+        (start..self.pages.len()).flat_map(move |number| {
             let skip = if number == start { within } else { 0 };
-            self.page(number)
+            self.pages
+                .get(number)
                 .into_iter()
                 .flat_map(|page| page.entries.iter().enumerate())
                 .skip(skip)
@@ -173,16 +159,14 @@ impl<T> Slab<T> {
 
     /// The entries, to be changed in place.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        std::iter::once(&mut self.first)
-            .chain(self.rest.iter_mut())
-            .flat_map(|page| page.entries.iter_mut().flatten())
+        self.pages.iter_mut().flat_map(|page| page.entries.iter_mut().flatten())
     }
 
     /// Bytes on the heap, the entries' own allocations not counted; in constant time.
     pub fn heap_bytes(&self) -> usize {
-        self.first.heap_bytes()
+        self.pages.get(0).map_or(0, Page::heap_bytes)
             + self.rest_bytes
-            + self.rest.capacity() * size_of::<Page<T>>()
+            + self.pages.heap_bytes()
             + self.open.capacity() * size_of::<u32>()
     }
 }
@@ -209,7 +193,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(slab.len(), model.len());
-            let rest: usize = slab.rest.iter().map(Page::heap_bytes).sum();
+            let rest: usize = slab.pages.iter().skip(1).map(Page::heap_bytes).sum();
             prop_assert_eq!(slab.rest_bytes, rest);
             let from = model.keys().nth(model.len() / 2).copied().unwrap_or(0);
             let listed: Vec<_> = slab.iter_from(from).map(|(id, v)| (id, *v)).collect();
@@ -227,7 +211,7 @@ mod tests {
             slab.remove(*id);
         }
         assert!(slab.heap_bytes() < full / 20, "{} of {full}", slab.heap_bytes());
-        assert!(slab.rest.iter().filter(|page| page.entries.capacity() > 0).count() < 4);
+        assert!(slab.pages.iter().filter(|page| page.entries.capacity() > 0).count() < 4);
         for id in &ids[99_990..] {
             slab.remove(*id);
         }

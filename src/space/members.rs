@@ -371,7 +371,8 @@ impl Members {
         if self.indexes.is_none() {
             // Of a few, those behind it have moved up.
             let groups = self.groups.iter_mut().flat_map(|groups| groups.values_mut());
-            for behind in groups.flat_map(|group| &mut group.sessions).filter(|other| **other > id) {
+            for behind in groups.flat_map(|group| &mut group.sessions).filter(|other| **other > id)
+            {
                 *behind -= 1;
             }
         }
