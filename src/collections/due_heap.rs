@@ -60,6 +60,10 @@ impl DueHeap {
             self.pages.push(Vec::new());
         }
         if let Some(page) = self.pages.last_mut() {
+            if page.len() == page.capacity() {
+                // Twice as much, and no more than a page: all but the last have that much exactly.
+                page.reserve_exact(page.len().max(4).min(PAGE - page.len()));
+            }
             page.push(Entry { due, id });
             self.len += 1;
         }
@@ -96,6 +100,9 @@ impl DueHeap {
         }
         if self.len == 0 {
             self.pages = Vec::new();
+        }
+        if let Some(page) = self.pages.last_mut().filter(|page| page.len() * 4 < page.capacity()) {
+            page.shrink_to(page.len() * 2);
         }
         if position < self.len {
             let due = self.at(position).map_or(0, |entry| entry.due);
@@ -222,5 +229,19 @@ mod tests {
             prop_assert!(model.is_empty());
             prop_assert_eq!(heap.heap_bytes(), 0);
         }
+    }
+
+    #[test]
+    fn gives_back_most_of_a_page_too() {
+        let (mut heap, mut places) = (DueHeap::default(), Places::default());
+        (0..3000).for_each(|id| heap.push(u64::from(id), id, &mut places));
+        let pages = |heap: &DueHeap| heap.pages.iter().map(Vec::capacity).collect::<Vec<_>>();
+        assert_eq!(pages(&heap), [PAGE; 3]);
+        let mut copy = heap.clone();
+        (3000..3100).for_each(|id| copy.push(u64::from(id), id, &mut places));
+        assert_eq!(pages(&copy), [PAGE, PAGE, PAGE, 32]);
+        (3..3000).for_each(|_| heap.remove(0, &mut places));
+        assert_eq!(heap.len(), 3);
+        assert!(heap.heap_bytes() < 300, "{}", heap.heap_bytes());
     }
 }

@@ -212,6 +212,77 @@ mod tests {
         assert_ne!(hash_of(b"ab", b"c"), hash_of(b"a", b"bc"));
     }
 
+    /// Hashes that nobody can choose, and some that nobody ought to meet: crowded together, few, all
+    /// the same.
+    fn hash_by(kind: u8, id: u32) -> u64 {
+        match kind {
+            0 => hash(id),
+            1 => hash(id) >> 20,
+            2 => hash(id) | !0 << 40,
+            3 => hash(id) & 0x7 << 60,
+            _ => u64::MAX,
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn a_walk_meets_once_what_stays(
+            kind in prop_oneof![4 => Just(0u8), 1 => 1..5u8],
+            stays in 0..1500u32,
+            start in 0..9000u32,
+            // How many there are of the others after each step of the walk.
+            others in prop::collection::vec(prop_oneof![0..20u32, 0..9000u32], 1..40),
+        ) {
+            // What is crowded is not quick to find any more.
+            let (stays, scale) = if kind == 0 { (stays, 2) } else { (stays / 10, 20) };
+            let hash = |id: u32| hash_by(kind, id);
+            let mut index = HashIndex::default();
+            for id in 0..stays {
+                index.insert(hash(id), id, hash);
+            }
+            let mut here = stays..stays;
+            let mut resize = |index: &mut HashIndex, count: u32| {
+                // Who came first goes first.
+                let until = here.start + count / scale;
+                for id in here.end..until {
+                    index.insert(hash(id), id, hash);
+                }
+                here.end = here.end.max(until);
+                while here.len() as u32 > count / scale {
+                    let id = here.start;
+                    assert_eq!(index.remove(hash(id), |other| other == id, hash), Some(id));
+                    here.start += 1;
+                }
+            };
+            resize(&mut index, start);
+            let mut seen: BTreeMap<u32, u32> = BTreeMap::new();
+            let (mut from, mut last, mut others) = (Some(0), 0, others.into_iter());
+            while let Some(place) = from {
+                // A page is a few steps.
+                for _ in 0..4 {
+                    let Some(place) = from else { break };
+                    let (some, next) = index.next(place, hash);
+                    prop_assert!(next.is_none_or(|next| next > place));
+                    for (hash, id) in some {
+                        prop_assert!(hash >= last && hash >= place);
+                        last = hash;
+                        *seen.entry(id).or_default() += 1;
+                    }
+                    from = next;
+                }
+                prop_assert!(from.is_none_or(|from| from > place));
+                if let Some(count) = others.next() {
+                    resize(&mut index, count);
+                }
+            }
+            for id in 0..stays {
+                prop_assert_eq!(seen.get(&id), Some(&1), "{}", id);
+            }
+            prop_assert!(seen.values().all(|times| *times == 1));
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]

@@ -12,8 +12,12 @@
 const WIDTH: usize = 12;
 const EMPTY: u8 = 0;
 
+const _: () = assert!(size_of::<Line>() == 64);
+
+/// The server's allocator need not align to more than 16 bytes. Jemalloc aligns what is made of
+/// multiples of 64 bytes to that; elsewhere an entry may lie on two cache lines, and that is all.
 #[derive(Clone, Copy, Default)]
-#[repr(C, align(64))]
+#[repr(C, align(16))]
 struct Line {
     tags: [u8; WIDTH],
     /// How many entries that belong here, or came by, went on to a later line.

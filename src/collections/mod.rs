@@ -1,11 +1,12 @@
 //! Containers that grow and shrink a little at a time.
 //!
 //! A `Vec` or a hash map that doubles copies everything it holds at once; with a million members
-//! that is a pause every client of the server feels. These three move a bounded number of
-//! entries an operation, and give memory back when their contents go:
+//! that is a pause every client of the server feels. These move a bounded number of entries an
+//! operation, and give memory back when their contents go:
 //!
 //! * [`Slab`]: entries under small stable numbers,
-//! * [`HashIndex`]: from a hash to such a number,
+//! * [`Blocks`]: blocks of bytes, packed, under small numbers that removals change,
+//! * [`HashIndex`]: from a hash to such a number, in the order of the hashes,
 //! * [`DueHeap`]: such numbers ordered by a moment in time.
 
 mod blocks;

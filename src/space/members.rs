@@ -35,6 +35,66 @@ struct Group {
     sessions: Vec<u32>,
 }
 
+/// The groups, and the bytes that their lists have on the heap.
+#[derive(Default)]
+struct Groups {
+    slab: Slab<Group>,
+    list_bytes: usize,
+}
+
+fn bytes_of(list: &Vec<u32>) -> usize {
+    super::allocated(list.capacity() * size_of::<u32>())
+}
+
+impl Clone for Groups {
+    fn clone(&self) -> Self {
+        let slab = self.slab.clone();
+        let list_bytes = slab.iter_from(0).map(|(_, group)| bytes_of(&group.sessions)).sum();
+        Groups { slab, list_bytes }
+    }
+}
+
+impl Groups {
+    fn insert(&mut self, group: Group) -> u32 {
+        self.list_bytes += bytes_of(&group.sessions);
+        self.slab.insert(group)
+    }
+
+    /// Adds a session to the end of a group.
+    fn push(&mut self, group: u32, id: u32) {
+        let Some(group) = self.slab.get_mut(group) else { return };
+        self.list_bytes -= bytes_of(&group.sessions);
+        group.sessions.push(id);
+        self.list_bytes += bytes_of(&group.sessions);
+    }
+
+    /// Takes a session out of a group, and the group away if it was the last. Returns whether it
+    /// was the anchor, and who is the anchor now; none where there is no such group.
+    fn take(&mut self, group: u32, id: u32) -> Option<(bool, Option<u32>)> {
+        let list = &mut self.slab.get_mut(group)?.sessions;
+        self.list_bytes -= bytes_of(list);
+        let is_anchor = list.first() == Some(&id);
+        // From the end: who ends all sessions of a user ends the last first.
+        if let Some(at) = list.iter().rposition(|other| *other == id) {
+            list.remove(at);
+        }
+        if list.len() * 4 < list.capacity() {
+            list.shrink_to((list.len() * 2).max(4));
+        }
+        let heir = list.first().copied();
+        if heir.is_some() {
+            self.list_bytes += bytes_of(list);
+        } else {
+            self.slab.remove(group);
+        }
+        Some((is_anchor, heir))
+    }
+
+    fn heap_bytes(&self) -> usize {
+        self.slab.heap_bytes() + self.list_bytes
+    }
+}
+
 #[derive(Clone, Default)]
 struct Indexes {
     by_user: HashIndex,
@@ -46,7 +106,7 @@ struct Indexes {
 #[derive(Clone, Default)]
 pub struct Members {
     blocks: Blocks,
-    groups: Option<Box<Slab<Group>>>,
+    groups: Option<Box<Groups>>,
     indexes: Option<Box<Indexes>>,
     users: usize,
 }
@@ -120,11 +180,7 @@ impl Members {
     }
 
     fn group(&self, record: Record<'_>) -> Option<&Group> {
-        self.groups.as_ref()?.get(record.group())
-    }
-
-    fn group_mut(&mut self, group: u32) -> Option<&mut Group> {
-        self.groups.as_mut()?.get_mut(group)
+        self.groups.as_ref()?.slab.get(record.group())
     }
 
     /// The session that stands for the user.
@@ -285,8 +341,8 @@ impl Members {
             let (number, made) = self.group_of(anchor.unwrap_or(id), since);
             if let Some(anchor) = anchor {
                 to_file[0] = made.then_some(anchor);
-                if let Some(group) = self.group_mut(number) {
-                    group.sessions.push(id);
+                if let Some(groups) = &mut self.groups {
+                    groups.push(number, id);
                 }
             }
             self.set_group(id, number);
@@ -350,7 +406,7 @@ impl Members {
         let Some(record) = record(&self.blocks, new) else { return };
         let (group, filed) = (record.group(), record.filed());
         let (mut is_anchor, mut in_group) = (true, false);
-        if let Some(group) = self.groups.as_mut().and_then(|groups| groups.get_mut(group)) {
+        if let Some(group) = self.groups.as_mut().and_then(|groups| groups.slab.get_mut(group)) {
             is_anchor = group.sessions.first() == Some(&old);
             in_group = true;
             if let Some(at) = group.sessions.iter_mut().find(|id| **id == old) {
@@ -374,7 +430,7 @@ impl Members {
         }
         if self.indexes.is_none() {
             // Of a few, those behind it have moved up.
-            let groups = self.groups.iter_mut().flat_map(|groups| groups.values_mut());
+            let groups = self.groups.iter_mut().flat_map(|groups| groups.slab.values_mut());
             for behind in groups.flat_map(|group| &mut group.sessions).filter(|other| **other > id)
             {
                 *behind -= 1;
@@ -386,16 +442,8 @@ impl Members {
     pub fn remove(&mut self, id: u32) -> Option<Packed> {
         let removed = Packed::from(self.record(id)?);
         let gone = removed.read();
-        let mut heir = None;
-        let mut is_anchor = true;
-        if let Some(group) = self.group_mut(gone.group()) {
-            is_anchor = group.sessions.first() == Some(&id);
-            // From the end: who ends all sessions of a user ends the last first.
-            if let Some(at) = group.sessions.iter().rposition(|other| *other == id) {
-                group.sessions.remove(at);
-            }
-            heir = group.sessions.first().copied();
-        }
+        let of_group = self.groups.as_mut().and_then(|groups| groups.take(gone.group(), id));
+        let (is_anchor, heir) = of_group.unwrap_or((true, None));
         if let Some(indexes) = &mut self.indexes {
             indexes.leases.remove(gone.filed(), &mut self.blocks);
             let blocks = &self.blocks;
@@ -416,11 +464,8 @@ impl Members {
         }
         if heir.is_none() {
             self.users -= 1;
-            if let Some(groups) = &mut self.groups {
-                groups.remove(gone.group());
-                if groups.len() == 0 {
-                    self.groups = None;
-                }
+            if self.groups.as_ref().is_some_and(|groups| groups.slab.len() == 0) {
+                self.groups = None;
             }
         }
         self.free(id);
@@ -536,11 +581,8 @@ impl Members {
 
     /// Bytes on the heap, in constant time.
     pub fn heap_bytes(&self) -> usize {
-        let groups = self.groups.as_ref().map_or(0, |groups| {
-            size_of::<Slab<Group>>()
-                + groups.heap_bytes()
-                + groups.len() * super::allocated(4 * size_of::<u32>())
-        });
+        let groups = self.groups.as_ref();
+        let groups = groups.map_or(0, |groups| size_of::<Groups>() + groups.heap_bytes());
         let indexes = self.indexes.as_ref().map_or(0, |indexes| {
             size_of::<Indexes>()
                 + indexes.by_user.heap_bytes()

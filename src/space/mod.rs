@@ -6,6 +6,8 @@
 //! one of the few functions of the section "what can happen"; commands, the sweep and replayed
 //! effects only differ in how they get there.
 
+#[cfg(test)]
+mod churn;
 mod effect;
 mod event;
 mod history;

@@ -19,6 +19,7 @@ mod history;
 mod hostile;
 mod keylife;
 mod leases;
+mod listeners;
 mod memory;
 mod messages;
 mod persistence;
