@@ -484,7 +484,10 @@ fn heartbeat(program: Option<(PathBuf, PathBuf)>, end: fn(&mut Program)) {
     let lease = |c: &mut Conn| c.user("lobby", "alice").expect("she stays").sessions[0].expires_at;
     let first = lease(&mut c);
     wait_until("a lease after the first", PATIENCE, || lease(&mut c) >= first + LEASE_MS);
-    server.restart(Stop::Kill);
+    // Away for longer than a heartbeat.
+    server.stop(Stop::Kill);
+    wait_until("a vain heartbeat", PATIENCE, || beats.errors().contains("trying again"));
+    server.start_again();
     c = server.connect();
     // The restart gave more than a heartbeat does.
     wait_until("a lease of its own", PATIENCE, || lease(&mut c) <= now_ms() + LEASE_MS);
