@@ -8,12 +8,14 @@
 // the metadata, which makes no event as long as it is the same, and is there again where the server
 // lost the session. A server that is away is tried again soon: the lease runs on.
 //
-// PRESENCE_LEASE_MS is the lease (30000). Needs node-redis and a server with the presence module.
+// PRESENCE_LEASE_MS is the lease (30000). PRESENCE_LINGER_MS (0) is for one that is restarted: where it
+// is back with the same session in this time, nobody has noticed that it was gone. Needs node-redis and a server with the presence module.
 
 import { createClient, ErrorReply } from 'redis'
 import { setTimeout as wait } from 'node:timers/promises'
 
 const LEASE_MS = Number(process.env.PRESENCE_LEASE_MS ?? 30000)
+const LINGER_MS = Number(process.env.PRESENCE_LINGER_MS ?? 0)
 const RETRY_MS = Math.min(500, LEASE_MS / 10) // for a server that is down or still loading
 const META = JSON.stringify({ client: 'heartbeat.js' })
 
@@ -52,7 +54,9 @@ while (!end.signal.aborted) {
   }
 }
 
-// Who knows that it goes says so. Where it may be back at once, LINGER keeps others from noticing.
-await client.sendCommand(['PRESENCE.OFFLINE', space, user, 'SESSION', session])
+// Who knows that it goes says so: nobody has to wait for the end of the lease.
+await client.sendCommand([
+  'PRESENCE.OFFLINE', space, user, 'SESSION', session, 'LINGER', String(LINGER_MS),
+])
 console.log('offline')
 client.destroy()

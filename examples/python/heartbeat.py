@@ -8,7 +8,8 @@ clients that were started by one restart should not beat in the same moment. Eac
 metadata, which makes no event as long as it is the same, and is there again where the server lost the
 session. A server that is away is tried again soon: the lease runs on.
 
-PRESENCE_LEASE_MS is the lease (30000). Needs redis-py and a server with the presence module.
+PRESENCE_LEASE_MS is the lease (30000). PRESENCE_LINGER_MS (0) is for one that is restarted: where it is
+back with the same session in this time, nobody has noticed that it was gone. Needs redis-py and a server with the presence module.
 """
 
 import json
@@ -23,6 +24,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 LEASE_MS = int(os.environ.get("PRESENCE_LEASE_MS", "30000"))
+LINGER_MS = int(os.environ.get("PRESENCE_LINGER_MS", "0"))
 RETRY_SECONDS = min(0.5, LEASE_MS / 10_000)  # for a server that is down or still loading
 META = json.dumps({"client": "heartbeat.py"})
 
@@ -52,8 +54,10 @@ def main(space, user, session, url="redis://127.0.0.1:6379"):
             print(f"heartbeat: {error}; trying again", file=sys.stderr, flush=True)
             pause = RETRY_SECONDS
 
-    # Who knows that it goes says so. Where it may be back at once, LINGER keeps others from noticing.
-    client.execute_command("PRESENCE.OFFLINE", space, user, "SESSION", session)
+    # Who knows that it goes says so: nobody has to wait for the end of the lease.
+    client.execute_command(
+        "PRESENCE.OFFLINE", space, user, "SESSION", session, "LINGER", LINGER_MS
+    )
     print("offline", flush=True)
 
 

@@ -7,7 +7,8 @@
 //! long as it is the same, and is there again where the server lost the session. A server that is away is tried again
 //! soon: the lease runs on.
 //!
-//! PRESENCE_LEASE_MS is the lease (30000). Needs the crates `redis` and `rand`.
+//! PRESENCE_LEASE_MS is the lease (30000). PRESENCE_LINGER_MS (0) is for one that is restarted: where it is back with
+//! the same session in this time, nobody has noticed that it was gone. Needs the crates `redis` and `rand`.
 
 use redis::{Client, Connection, RedisResult};
 use std::io::Read;
@@ -23,6 +24,7 @@ struct Session {
     user: String,
     session: String,
     lease_ms: u64,
+    linger_ms: u64,
 }
 
 impl Session {
@@ -46,10 +48,11 @@ impl Session {
         command.query(self.connection()?)
     }
 
-    /// Who knows that it goes says so. Where it may be back at once, LINGER keeps others from noticing.
+    /// Who knows that it goes says so: nobody has to wait for the end of the lease.
     fn leave(&mut self) -> RedisResult<()> {
         let mut command = redis::cmd("PRESENCE.OFFLINE");
         command.arg(&self.space).arg(&self.user).arg("SESSION").arg(&self.session);
+        command.arg("LINGER").arg(self.linger_ms);
         command.query(self.connection()?)
     }
 }
@@ -62,10 +65,12 @@ fn main() -> RedisResult<()> {
         std::process::exit(1);
     };
     let url = words.next().unwrap_or_else(|| "redis://127.0.0.1:6379".into());
-    let lease = std::env::var("PRESENCE_LEASE_MS").ok().and_then(|ms| ms.parse().ok());
-    let lease_ms = lease.unwrap_or(30_000);
+    let setting = |name| std::env::var(name).ok().and_then(|ms| ms.parse().ok());
+    let lease_ms = setting("PRESENCE_LEASE_MS").unwrap_or(30_000);
+    let linger_ms = setting("PRESENCE_LINGER_MS").unwrap_or(0);
     let client = Client::open(url)?;
-    let mut session = Session { client, connection: None, space, user, session, lease_ms };
+    let mut session =
+        Session { client, connection: None, space, user, session, lease_ms, linger_ms };
 
     let (end, ended) = mpsc::channel::<()>();
     std::thread::spawn(move || {
