@@ -538,6 +538,8 @@ impl Conn {
                         .to_string())
                 }
                 Ok(value) => return Ok(value),
+                // A signal came (a debugger's, a job control's), not an end: what has been read is kept.
+                Err(e) if e.is_io_error() && e.to_string().contains("Interrupted") => {}
                 Err(e) => return Err(format!("lost: {e}")),
             }
         }
