@@ -95,10 +95,11 @@ impl Class {
         let (stride, in_page) = (self.stride, self.in_page as usize);
         if let Some(page) = self.pages.get_mut(number) {
             if start + stride > page.capacity() {
-                // By a quarter: pages of small spaces are many, and copying one is little.
                 let blocks = start / stride;
-                let more = (blocks / 4).max(1).min(in_page - blocks);
-                page.reserve_exact(more * stride);
+                // The first by a quarter: those of small spaces are many, and copying one is little.
+                // A further one has its room at once.
+                let more = if number == 0 { (blocks / 4).max(1) } else { in_page };
+                page.reserve_exact(more.min(in_page - blocks) * stride);
             }
             page.extend_from_slice(block);
             page.resize(start + stride, 0);

@@ -135,8 +135,15 @@ impl HashIndex {
 
     fn split(&mut self, hash_again: &impl Fn(u32) -> u64) {
         let source = self.tables.len() - self.low();
-        self.tables.push(LineTable::default());
         let Some(old) = self.tables.get_mut(source).map(std::mem::take) else { return };
+        self.tables.push(LineTable::default());
+        let half = old.ids().count() / 2;
+        for at in [source, self.tables.len() - 1] {
+            if let Some(table) = self.tables.get_mut(at) {
+                *table = LineTable::with_room(half);
+                self.lines += table.lines();
+            }
+        }
         self.file_all(&old, hash_again);
     }
 

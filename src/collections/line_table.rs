@@ -32,6 +32,11 @@ pub struct LineTable {
     len: usize,
 }
 
+/// So many lines have room for so many entries, and for a third more.
+fn lines_for(entries: usize) -> usize {
+    (entries * 4).div_ceil(WIDTH * 3)
+}
+
 /// A byte of the hash that the choice of the line does not depend on; never [`EMPTY`].
 fn tag(hash: u64) -> u8 {
     (hash as u8).max(1)
@@ -42,6 +47,11 @@ impl LineTable {
     #[cfg(test)]
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// An empty table with room for so many.
+    pub fn with_room(entries: usize) -> Self {
+        LineTable { lines: vec![Line::default(); lines_for(entries)], len: 0 }
     }
 
     /// Number of cache lines.
@@ -166,7 +176,7 @@ impl LineTable {
         *line.tags.get_mut(place)? = EMPTY;
         let id = *line.ids.get(place)?;
         self.len -= 1;
-        let enough = (self.len * 4).div_ceil(WIDTH * 3);
+        let enough = lines_for(self.len);
         if enough * 3 < self.lines.len() {
             self.resize(enough, skip, hash_again);
         }

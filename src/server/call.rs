@@ -25,7 +25,7 @@ impl<'a> Call<'a> {
 
     /// The space of that name, for reading; none where there is no such key.
     pub fn read(&self, name: Arg<'a>) -> Result<Option<SpaceRef>, Error> {
-        SpaceRef::open(self.ctx, name)
+        SpaceRef::open(self.ctx, name, self.now)
     }
 
     /// The space of that name, to be changed; none where there is no such key.

@@ -180,7 +180,7 @@ pub struct SpaceRef {
 }
 
 impl SpaceRef {
-    pub fn open(ctx: Context, name: Arg<'_>) -> Result<Option<Self>, Error> {
+    pub fn open(ctx: Context, name: Arg<'_>, now: u64) -> Result<Option<Self>, Error> {
         let Some(key) = Opened::open(ctx, name, raw::REDISMODULE_READ) else { return Ok(None) };
         let Some(mut held) = key.value()? else { return Ok(None) };
         // SAFETY: nothing else refers to the value: commands run one at a time, and each opens
@@ -188,7 +188,7 @@ impl SpaceRef {
         let value = unsafe { held.as_mut() };
         value.catch_up();
         // A closed space whose time is over is not there, whether or not a sweep has seen to it.
-        let is_over = value.space.is_over(ctx.now());
+        let is_over = value.space.is_over(now);
         Ok((!is_over).then_some(SpaceRef { held, _key: key }))
     }
 }

@@ -137,7 +137,7 @@ unsafe extern "C" fn before_sleep(
         if !ctx.select_db(*db) {
             continue;
         }
-        let space = SpaceRef::open(ctx, name.as_arg());
+        let space = SpaceRef::open(ctx, name.as_arg(), ctx.now());
         let now = ctx.now();
         let served = WAITERS.with_borrow_mut(|waiters| {
             let Some(list) = waiters.at.remove(&place) else { return Vec::new() };
@@ -234,7 +234,7 @@ unsafe fn reply(
     let count = usize::try_from(argc).unwrap_or(0);
     let argv = std::slice::from_raw_parts(argv.cast::<Arg<'_>>(), count);
     if let Some(name) = argv.get(1) {
-        match SpaceRef::open(ctx, *name) {
+        match SpaceRef::open(ctx, *name, ctx.now()) {
             Ok(space) => events_reply(ctx, space.as_ref(), wait, ctx.now()),
             Err(error) => ctx.reply_error(&error),
         }
