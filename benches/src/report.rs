@@ -109,7 +109,9 @@ fn targets(figures: &Figures) -> Table {
     let mut table = Table::new(
         "Targets",
         "A ratio is that of the server's processor time a call: the median of the rounds' ratios, \
-         and where the middle half of them lies. Other figures are medians in the unit given.",
+         and where the middle half of them lies. Other figures are medians in the unit given. The rows \
+         are named for a full run; a quick one takes less of RDB, spaces of two and leases, as their \
+         tables below say, and so does not show that their marks are met.",
         &["", "against, or unit", "result", "middle half", "at most", ""],
     );
     let shapes: Vec<&str> = SHAPES.iter().map(|shape| shape.name).collect();
