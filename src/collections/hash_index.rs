@@ -72,10 +72,11 @@ impl HashIndex {
         self.tables.get(at)?.find(hash, skip, is)
     }
 
-    /// Reads a byte of what is looked at to find this hash, so that it is near when it is needed.
-    pub fn touch(&self, hash: u64) -> u8 {
+    /// What is looked at first to find this hash, for who can have it brought near before it is
+    /// needed.
+    pub fn line_at(&self, hash: u64) -> &[u8] {
         let (at, skip) = self.table_of(hash);
-        self.tables.get(at).map_or(0, |table| table.touch(hash, skip))
+        self.tables.get(at).map_or(&[], |table| table.line_at(hash, skip))
     }
 
     /// A number that is most probably the one filed under `hash`, if anything is.

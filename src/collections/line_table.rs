@@ -111,10 +111,9 @@ impl LineTable {
         })
     }
 
-    /// Reads a byte of the line to which the hash belongs, so that it is near when it is needed.
-    pub fn touch(&self, hash: u64, skip: u32) -> u8 {
-        let line = self.lines.get(self.home(hash, skip));
-        line.and_then(|line| line.tags.first()).copied().unwrap_or(EMPTY)
+    /// The line to which the hash belongs, for who can have it brought near before it is needed.
+    pub fn line_at(&self, hash: u64, skip: u32) -> &[u8] {
+        self.lines.get(self.home(hash, skip)).map_or(&[], |line| &line.tags)
     }
 
     /// A number that is most probably the one filed under `hash`, if anything is.

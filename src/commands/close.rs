@@ -37,11 +37,11 @@ impl Command for Close {
         let name = args.required()?;
         let mut times = Times::new("presence.close");
         while args.left() > 0 {
-            if !times.take(&mut args, call.now, false)? {
+            if !times.take(&mut args, call.now(), false)? {
                 return Err(args.unknown_option());
             }
         }
-        let usual = call.now.saturating_add(settings::retention().ttl);
+        let usual = call.now().saturating_add(settings::retention().ttl);
         let until = times.until().unwrap_or(usual);
 
         let Some(mut key) = call.change(name)? else {
@@ -49,7 +49,7 @@ impl Command for Close {
             return Ok(());
         };
         let mut journal = key.journal();
-        let at = At { space: name.bytes(), now: call.now, limits: settings::limits() };
+        let at = At { space: name.bytes(), now: call.now(), limits: settings::limits() };
         let closed = key.space().close(at, until, &mut journal);
         key.commit(&journal);
         call.ctx.reply_integer(i64::from(closed));

@@ -26,7 +26,7 @@ impl Command for Count {
         if args.left() > 0 {
             return Err(args.unknown_option());
         }
-        let counts = call.read(name)?.map_or((0, 0), |space| space.counts(call.now));
+        let counts = call.read(name)?.map_or((0, 0), |space| space.counts(call.now()));
         call.ctx.reply_count(if sessions { counts.1 } else { counts.0 });
         Ok(())
     }

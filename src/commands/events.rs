@@ -45,7 +45,7 @@ impl Command for Events {
             } else if args.take_word("BLOCK") {
                 let value = integer(args.value_of("BLOCK")?)
                     .ok_or_else(|| Error::new("timeout is not an integer or out of range"))?;
-                set_once(&mut block, parse::timeout(value, call.now)?, "BLOCK")?;
+                set_once(&mut block, parse::timeout(value, call.now())?, "BLOCK")?;
             } else {
                 return Err(args.unknown_option());
             }
@@ -58,13 +58,13 @@ impl Command for Events {
         let epoch = space.as_ref().map(|space| space.last_id().0);
         let wait = Wait { after, count, epoch };
         if let Some(block) = block.filter(|_| !call.ctx.may_not_block()) {
-            if !has_news(space.as_ref(), &wait, call.now) {
+            if !has_news(space.as_ref(), &wait, call.now()) {
                 drop(space);
                 waiters::wait(call.ctx, name, wait, block);
                 return Ok(());
             }
         }
-        reply(call.ctx, space.as_ref(), &wait, call.now);
+        reply(call.ctx, space.as_ref(), &wait, call.now());
         Ok(())
     }
 }

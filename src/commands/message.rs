@@ -45,7 +45,7 @@ impl Command for Message {
 
         let mut key = call.change_or_create(name)?;
         let mut journal = key.journal();
-        let at = At { space: name.bytes(), now: call.now, limits: settings::limits() };
+        let at = At { space: name.bytes(), now: call.now(), limits: settings::limits() };
         let session = session.unwrap_or("");
         let id = key.space().message(at, user, session, message, &mut journal);
         key.commit(&journal);

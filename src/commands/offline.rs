@@ -70,7 +70,7 @@ impl Command for Offline {
             return Ok(());
         };
         let mut journal = key.journal();
-        let at = At { space: name.bytes(), now: call.now, limits: settings::limits() };
+        let at = At { space: name.bytes(), now: call.now(), limits: settings::limits() };
         let linger = linger.unwrap_or(0);
         let gone: usize = whom
             .iter()

@@ -57,12 +57,20 @@ impl Command for Online {
         let mut args = call.args();
         let name = args.required()?;
         parse::new_space(name)?;
+        // The search for the user begins before the rest is read, so that memory is on its way
+        // meanwhile. What is wrong with the rest is told first all the same.
+        let mut opened = call.change_or_create(name);
+        let first = args.peek(0).unwrap_or_default();
+        let trail = opened.as_mut().map(|key| key.trail(first)).unwrap_or_default();
         let whom = parse::whom(&mut args)?;
+        if let Ok(key) = &mut opened {
+            key.follow(trail);
+        }
         let (mut session, mut meta, mut condition) = (None, None, None);
         let mut times = Times::new("presence.online");
         let is_one = matches!(whom, Whom::One(_));
         while args.left() > 0 {
-            if times.take(&mut args, call.now, true)? {
+            if times.take(&mut args, call.now(), true)? {
                 continue;
             }
             if is_one && args.take_word("SESSION") {
@@ -79,19 +87,19 @@ impl Command for Online {
                 return Err(args.unknown_option());
             }
         }
-        let lease = times.lease(call.now)?;
+        let lease = times.lease(call.now())?;
 
-        let mut key = call.change_or_create(name)?;
+        let mut key = opened?;
         let mut journal = key.journal();
         let limits = settings::limits();
-        let at = At { space: name.bytes(), now: call.now, limits };
+        let at = At { space: name.bytes(), now: call.now(), limits };
         let has_memory = || call.ctx.has_memory(name);
         let came_online = match &whom {
             Whom::One(user) => {
                 let who = (*user, session.unwrap_or(""));
                 let meta = meta.map_or(MetaChange::Keep, MetaChange::To);
                 let condition = condition.unwrap_or(Condition::Always);
-                key.space().online(at, who, lease, meta, condition, has_memory, &mut journal)
+                key.space().online(at, trail, who, lease, meta, condition, has_memory, &mut journal)
             }
             Whom::Many(list) => {
                 let list: Vec<(&str, &str)> =

@@ -55,12 +55,12 @@ impl Command for Space {
         let from = cursor.and_then(place_of).unwrap_or(0);
         let ctx = call.ctx;
         let id = space.as_ref().map_or((0, 0), |space| space.last_id());
-        let (users, sessions) = space.as_ref().map_or((0, 0), |space| space.counts(call.now));
+        let (users, sessions) = space.as_ref().map_or((0, 0), |space| space.counts(call.now()));
         let is_page = count.is_some() || from > 0;
         // A page is gathered before its members are sent, so that the cursor can come first, as
         // the contract has it.
         let (page, next) = match space.as_ref().filter(|_| is_page) {
-            Some(space) => space.page(from, count.unwrap_or(usize::MAX), call.now),
+            Some(space) => space.page(from, count.unwrap_or(usize::MAX), call.now()),
             None => (Vec::new(), None),
         };
         ctx.reply_map(5);
@@ -73,7 +73,7 @@ impl Command for Space {
         ctx.reply_bulk(b"cursor");
         ctx.reply_bulk(next.map_or(0, cursor_of).to_string().as_bytes());
         ctx.reply_bulk(b"members");
-        let whole = space.as_ref().filter(|_| !is_page).map(|space| space.users(call.now));
+        let whole = space.as_ref().filter(|_| !is_page).map(|space| space.users(call.now()));
         ctx.reply_array_of(|| {
             let members = page.into_iter().chain(whole.into_iter().flatten());
             members.map(|user| reply_member(ctx, &user, with_sessions.is_some())).count()

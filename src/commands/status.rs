@@ -31,7 +31,7 @@ impl Command for Status {
         call.ctx.reply_array(users.len());
         match &space {
             Some(space) => {
-                space.statuses(&users, call.now).for_each(|count| call.ctx.reply_count(count));
+                space.statuses(&users, call.now()).for_each(|count| call.ctx.reply_count(count));
             }
             None => users.iter().for_each(|_| call.ctx.reply_integer(0)),
         }

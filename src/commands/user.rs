@@ -25,7 +25,7 @@ impl Command for User {
         let name = args.required()?;
         let user = parse::user(args.required()?.bytes())?;
         let space = call.read(name)?;
-        let Some(user) = space.as_ref().and_then(|space| space.user(user, call.now)) else {
+        let Some(user) = space.as_ref().and_then(|space| space.user(user, call.now())) else {
             call.ctx.reply_null();
             return Ok(());
         };

@@ -2,15 +2,17 @@
 
 use super::agenda;
 use super::args::Arg;
+use super::clock::Clock;
 use super::context::Context;
 use super::datatype;
 use super::error::Error;
 use super::journal::{self, Journal};
+use super::near;
 use super::settings;
 use super::stats::{self, Size};
 use super::sweep;
 use super::waiters;
-use crate::space::{Silent, Sink, Space};
+use crate::space::{Silent, Sink, Space, Trail};
 use redis_module::raw;
 use std::cell::Cell;
 use std::ffi::c_int;
@@ -180,7 +182,7 @@ pub struct SpaceRef {
 }
 
 impl SpaceRef {
-    pub fn open(ctx: Context, name: Arg<'_>, now: u64) -> Result<Option<Self>, Error> {
+    pub fn open(ctx: Context, name: Arg<'_>, clock: &Clock) -> Result<Option<Self>, Error> {
         let Some(key) = Opened::open(ctx, name, raw::REDISMODULE_READ) else { return Ok(None) };
         let Some(mut held) = key.value()? else { return Ok(None) };
         // SAFETY: nothing else refers to the value: commands run one at a time, and each opens
@@ -188,7 +190,7 @@ impl SpaceRef {
         let value = unsafe { held.as_mut() };
         value.catch_up();
         // A closed space whose time is over is not there, whether or not a sweep has seen to it.
-        let is_over = value.space.is_over(now);
+        let is_over = value.space.is_closed() && value.space.is_over(clock.now());
         Ok((!is_over).then_some(SpaceRef { held, _key: key }))
     }
 }
@@ -214,22 +216,31 @@ pub struct SpaceKey<'a> {
     ctx: Context,
     name: Arg<'a>,
     db: i32,
-    now: u64,
+    clock: &'a Clock,
     value: Value,
     key: Opened,
 }
 
 impl<'a> SpaceKey<'a> {
-    pub fn open(ctx: Context, name: Arg<'a>, now: u64) -> Result<Option<Self>, Error> {
-        Self::open_as(ctx, name, now, 0)
+    pub fn open(ctx: Context, name: Arg<'a>, clock: &'a Clock) -> Result<Option<Self>, Error> {
+        Self::open_as(ctx, name, clock, 0)
     }
 
     /// The same by who is not a client: the key is no less idle for it.
-    pub fn open_untouched(ctx: Context, name: Arg<'a>, now: u64) -> Result<Option<Self>, Error> {
-        Self::open_as(ctx, name, now, raw::REDISMODULE_OPEN_KEY_NOTOUCH)
+    pub fn open_untouched(
+        ctx: Context,
+        name: Arg<'a>,
+        clock: &'a Clock,
+    ) -> Result<Option<Self>, Error> {
+        Self::open_as(ctx, name, clock, raw::REDISMODULE_OPEN_KEY_NOTOUCH)
     }
 
-    fn open_as(ctx: Context, name: Arg<'a>, now: u64, how: u32) -> Result<Option<Self>, Error> {
+    fn open_as(
+        ctx: Context,
+        name: Arg<'a>,
+        clock: &'a Clock,
+        how: u32,
+    ) -> Result<Option<Self>, Error> {
         let mode = raw::REDISMODULE_READ | raw::REDISMODULE_WRITE | how;
         let Some(key) = Opened::open(ctx, name, mode) else {
             return Ok(None);
@@ -237,12 +248,13 @@ impl<'a> SpaceKey<'a> {
         let Some(mut held) = key.value()? else { return Ok(None) };
         // SAFETY: as in `SpaceRef::open`.
         unsafe { held.as_mut() }.catch_up();
-        Ok(Some(SpaceKey { ctx, name, db: ctx.db(), now, value: Value::InKeyspace(held), key }))
+        Ok(Some(SpaceKey { ctx, name, db: ctx.db(), clock, value: Value::InKeyspace(held), key }))
     }
 
-    pub fn open_or_create(ctx: Context, name: Arg<'a>, now: u64) -> Result<Self, Error> {
-        if let Some(mut there) = Self::open(ctx, name, now)? {
-            if !there.space().is_over(now) || ctx.is_replaying() {
+    pub fn open_or_create(ctx: Context, name: Arg<'a>, clock: &'a Clock) -> Result<Self, Error> {
+        if let Some(mut there) = Self::open(ctx, name, clock)? {
+            let is_open = !there.space().is_closed();
+            if is_open || !there.space().is_over(clock.now()) || ctx.is_replaying() {
                 return Ok(there);
             }
             // It was closed, and the time is over: what is created is another space.
@@ -253,8 +265,8 @@ impl<'a> SpaceKey<'a> {
             return Err(Error::new("the key cannot be opened for writing"));
         };
         let db = ctx.db();
-        let space = Space::new(agenda::new_epoch(db, name.bytes(), now));
-        Ok(SpaceKey { ctx, name, db, now, value: Value::New(Box::new(Held::new(space))), key })
+        let space = Space::new(agenda::new_epoch(db, name.bytes(), clock.now()));
+        Ok(SpaceKey { ctx, name, db, clock, value: Value::New(Box::new(Held::new(space))), key })
     }
 
     pub fn is_new(&self) -> bool {
@@ -273,9 +285,21 @@ impl<'a> SpaceKey<'a> {
         &mut self.held().space
     }
 
+    /// Where the search for a user begins. What it looks at first is on its way from now on.
+    pub fn trail(&mut self, user: &[u8]) -> Trail {
+        let (trail, first) = self.space().trail(user);
+        near::fetch(first);
+        trail
+    }
+
+    /// Has brought near what the search looks at next.
+    pub fn follow(&mut self, trail: Trail) {
+        near::fetch(self.space().further(trail));
+    }
+
     /// The journal for what is decided now. It begins with what others must know before that.
     pub fn journal(&mut self) -> Journal {
-        let held_for = self.now.saturating_sub(self.held().since);
+        let held_for = self.clock.now().saturating_sub(self.held().since);
         let mut journal = Journal::new(settings::retention(), held_for);
         if let Value::New(held) = &self.value {
             held.space.announce(&mut journal);
@@ -322,7 +346,7 @@ impl<'a> SpaceKey<'a> {
         }
         if !journal.is_renewal() || self.held().may_be_due_before(journal.earliest_lease()) {
             self.held().schedule(db, name.bytes());
-            sweep::arm(self.ctx, self.now);
+            sweep::arm(self.ctx, self.clock.now());
         }
         changed
     }
@@ -350,7 +374,7 @@ impl<'a> SpaceKey<'a> {
 
     /// Deletes the key where nobody is there and nothing is kept.
     pub fn delete_if_spent(mut self) {
-        let now = self.now;
+        let now = self.clock.now();
         if !self.is_new() && self.space().is_spent(now, settings::retention()) {
             self.delete();
         }

@@ -6,6 +6,7 @@
 //! has served its clients. A replica ends nothing: it only keeps the orders by lease tidy.
 
 use super::args::Arg;
+use super::clock::Clock;
 use super::context::{Context, OwnedString};
 use super::key::SpaceKey;
 use super::{agenda, arrivals, settings, stats, waiters};
@@ -126,7 +127,7 @@ fn slice(ctx: Context, work_on: fn(Context, i32, Arg<'_>, u64)) -> Option<u64> {
 fn sweep_first(ctx: Context, db: i32, key: Arg<'_>, due: u64) {
     if !ctx.call_on_key(SWEEP, key) {
         // Another type is at the key, or the key's slot is not ours at present.
-        match SpaceKey::open_untouched(ctx, key, ctx.now()) {
+        match SpaceKey::open_untouched(ctx, key, &Clock::default()) {
             Ok(Some(_)) => agenda::schedule(db, key.bytes(), ctx.now() + ASK_AGAIN_MS),
             _ => agenda::forget(db, key.bytes()),
         }
@@ -142,7 +143,7 @@ fn sweep_first(ctx: Context, db: i32, key: Arg<'_>, due: u64) {
 /// A replica's part: what was renewed is filed again, what has lapsed waits for the primary.
 fn tidy_first(ctx: Context, db: i32, key: Arg<'_>, _due: u64) {
     let now = ctx.now();
-    match SpaceKey::open_untouched(ctx, key, now) {
+    match SpaceKey::open_untouched(ctx, key, &Clock::at(now)) {
         Ok(Some(mut space)) => {
             space.space().tidy(now, &mut time_left);
             let due = space.space().next_due(settings::retention());
@@ -164,7 +165,8 @@ pub fn sweep_space(ctx: Context, name: Arg<'_>, now: u64) -> Result<usize, super
     if ctx.is_replaying() || !ctx.is_primary() {
         return Err(super::error::Error::new("only a primary sweeps"));
     }
-    let Some(mut key) = SpaceKey::open_untouched(ctx, name, now)? else {
+    let clock = Clock::at(now);
+    let Some(mut key) = SpaceKey::open_untouched(ctx, name, &clock)? else {
         agenda::forget(ctx.db(), name.bytes());
         return Ok(0);
     };

@@ -11,6 +11,7 @@
 //! until the space's next event.
 
 use super::args::Arg;
+use super::clock::Clock;
 use super::context::{Context, OwnedString};
 use super::key::SpaceRef;
 use crate::commands::{events_has_news, events_reply};
@@ -137,8 +138,9 @@ unsafe extern "C" fn before_sleep(
         if !ctx.select_db(*db) {
             continue;
         }
-        let space = SpaceRef::open(ctx, name.as_arg(), ctx.now());
-        let now = ctx.now();
+        let clock = Clock::default();
+        let space = SpaceRef::open(ctx, name.as_arg(), &clock);
+        let now = clock.now();
         let served = WAITERS.with_borrow_mut(|waiters| {
             let Some(list) = waiters.at.remove(&place) else { return Vec::new() };
             let (served, waiting): (BTreeMap<_, _>, BTreeMap<_, _>) =
@@ -234,8 +236,9 @@ unsafe fn reply(
     let count = usize::try_from(argc).unwrap_or(0);
     let argv = std::slice::from_raw_parts(argv.cast::<Arg<'_>>(), count);
     if let Some(name) = argv.get(1) {
-        match SpaceRef::open(ctx, *name, ctx.now()) {
-            Ok(space) => events_reply(ctx, space.as_ref(), wait, ctx.now()),
+        let clock = Clock::default();
+        match SpaceRef::open(ctx, *name, &clock) {
+            Ok(space) => events_reply(ctx, space.as_ref(), wait, clock.now()),
             Err(error) => ctx.reply_error(&error),
         }
     }

@@ -136,6 +136,11 @@ fn place_of(hash: u64) -> u32 {
     (hash >> 32) as u32
 }
 
+/// What a search for a user begins with, so that it need not be made twice: the hash of the name,
+/// where it is known.
+#[derive(Clone, Copy, Default)]
+pub struct Trail(Option<u64>);
+
 /// A user as a reader sees it: the sessions that are live.
 pub struct User<'a> {
     members: &'a Members,
@@ -183,26 +188,53 @@ impl Members {
         self.groups.as_ref()?.slab.get(record.group())
     }
 
+    /// Where the search for a user begins.
+    pub fn trail(&self, user: &[u8]) -> Trail {
+        Trail(self.indexes.as_ref().map(|_| hash_of(user, b"")))
+    }
+
+    /// The memory that a search looks at first, and is not read here: who can, has it brought
+    /// near before it is needed.
+    pub fn first_look(&self, trail: Trail) -> &[u8] {
+        let indexes = self.indexes.as_ref().zip(trail.0);
+        indexes.map_or(&[], |(indexes, hash)| indexes.by_user.line_at(hash))
+    }
+
+    /// The memory that a search looks at next, most probably, as the first tells.
+    pub fn second_look(&self, trail: Trail) -> &[u8] {
+        let indexes = self.indexes.as_ref().zip(trail.0);
+        let id = indexes.and_then(|(indexes, hash)| indexes.by_user.guess(hash));
+        id.and_then(|id| self.blocks.get(id)).unwrap_or_default()
+    }
+
     /// The session that stands for the user.
     pub fn anchor(&self, user: &[u8]) -> Option<u32> {
+        self.anchor_by(self.trail(user), user)
+    }
+
+    fn anchor_by(&self, trail: Trail, user: &[u8]) -> Option<u32> {
         let Some(indexes) = &self.indexes else {
             let mut blocks = self.blocks.iter().map(|(id, block)| (id, Record::of(block)));
             let (id, record) = blocks.find(|(_, record)| record.user() == user)?;
             let first = self.group(record).and_then(|group| group.sessions.first());
             return Some(first.copied().unwrap_or(id));
         };
-        indexes.by_user.find(hash_of(user, b""), |id| {
-            self.record(id).is_some_and(|record| record.user() == user)
-        })
+        let hash = trail.0.unwrap_or_else(|| hash_of(user, b""));
+        indexes.by_user.find(hash, |id| self.record(id).is_some_and(|record| record.user() == user))
     }
 
     /// One session.
     pub fn find(&self, user: &[u8], session: &[u8]) -> Option<u32> {
+        self.find_by(self.trail(user), user, session)
+    }
+
+    /// One session, by the trail of its user.
+    pub fn find_by(&self, trail: Trail, user: &[u8], session: &[u8]) -> Option<u32> {
         let Some(indexes) = &self.indexes else {
             let mut blocks = self.blocks.iter();
             return blocks.find(|(_, block)| Record::of(block).is(user, session)).map(|(id, _)| id);
         };
-        let anchor = self.anchor(user)?;
+        let anchor = self.anchor_by(trail, user)?;
         let record = self.record(anchor)?;
         if record.session() == session {
             return Some(anchor);
@@ -215,27 +247,28 @@ impl Members {
         })
     }
 
-    /// Brings near what it takes to find these users, [`AT_ONCE`] at most. Each search waits for
-    /// memory twice, one after the other; here all wait for it together.
-    pub fn warm<'a>(&self, users: impl Iterator<Item = &'a [u8]>) {
-        let Some(indexes) = &self.indexes else { return };
-        let mut hashes = [0; AT_ONCE];
-        let mut count = 0;
-        for (hash, user) in hashes.iter_mut().zip(users) {
-            *hash = hash_of(user, b"");
+    /// The trails of these users, [`AT_ONCE`] at most, with everything near that lies on them.
+    /// Each search waits for memory twice, one after the other; here all wait for it together.
+    pub fn trails<'a>(&self, users: impl Iterator<Item = &'a [u8]>) -> [Trail; AT_ONCE] {
+        let mut trails = [Trail(None); AT_ONCE];
+        if self.indexes.is_none() {
+            return trails;
+        }
+        let (mut count, mut seen) = (0, 0);
+        for (trail, user) in trails.iter_mut().zip(users) {
+            *trail = self.trail(user);
             count += 1;
         }
-        let hashes = hashes.get(..count).unwrap_or_default();
-        let mut seen = 0;
-        for hash in hashes {
-            seen ^= indexes.by_user.touch(*hash);
+        let known = trails.get(..count).unwrap_or_default();
+        for trail in known {
+            seen ^= self.first_look(*trail).first().copied().unwrap_or(0);
         }
-        for hash in hashes {
-            let block = indexes.by_user.guess(*hash).and_then(|id| self.blocks.get(id));
-            seen ^= block.and_then(|block| block.first()).copied().unwrap_or(0);
+        for trail in known {
+            seen ^= self.second_look(*trail).first().copied().unwrap_or(0);
         }
         // Nothing is done with the bytes, but they must be read.
         std::hint::black_box(seen);
+        trails
     }
 
     /// How many sessions the user has, live or not.
@@ -264,7 +297,12 @@ impl Members {
 
     /// A user who is online at `now`.
     pub fn user(&self, user: &[u8], now: Timestamp) -> Option<User<'_>> {
-        self.user_at(self.anchor(user)?, now)
+        self.user_by(self.trail(user), user, now)
+    }
+
+    /// A user who is online at `now`, by the trail.
+    pub fn user_by(&self, trail: Trail, user: &[u8], now: Timestamp) -> Option<User<'_>> {
+        self.user_at(self.anchor_by(trail, user)?, now)
     }
 
     /// Everybody who is online at `now`.

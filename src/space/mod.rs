@@ -19,7 +19,7 @@ mod record;
 pub use effect::{Effect, Silent, Sink};
 pub use event::{Event, Kind, Reason};
 pub use history::{History, Retention};
-pub use members::{OutOfTime, User};
+pub use members::{OutOfTime, Trail, User};
 pub use record::Record;
 
 use members::{Members, AT_ONCE};
@@ -178,6 +178,17 @@ impl Space {
         self.members.user(user.as_bytes(), now)
     }
 
+    /// Where the search for a user begins, and the memory that it looks at first.
+    pub fn trail(&self, user: &[u8]) -> (Trail, &[u8]) {
+        let trail = self.members.trail(user);
+        (trail, self.members.first_look(trail))
+    }
+
+    /// The memory that the search most probably looks at next. Reads what it looks at first.
+    pub fn further(&self, trail: Trail) -> &[u8] {
+        self.members.second_look(trail)
+    }
+
     /// How many live sessions each of the users has at `now`, in the order given.
     pub fn statuses<'a>(
         &'a self,
@@ -185,9 +196,11 @@ impl Space {
         now: Timestamp,
     ) -> impl Iterator<Item = usize> + 'a {
         users.chunks(AT_ONCE).flat_map(move |some| {
-            self.members.warm(some.iter().map(|user| user.as_bytes()));
-            some.iter()
-                .map(move |user| self.user(user, now).map_or(0, |user| user.sessions().count()))
+            let trails = self.members.trails(some.iter().map(|user| user.as_bytes()));
+            some.iter().zip(trails).map(move |(user, trail)| {
+                let user = self.members.user_by(trail, user.as_bytes(), now);
+                user.map_or(0, |user| user.sessions().count())
+            })
         })
     }
 
@@ -410,8 +423,8 @@ impl Space {
     // ---- what is asked for ---------------------------------------------------------------
 
     /// The number of a session that is live.
-    fn live(&self, user: &str, session: &str, now: Timestamp) -> Option<u32> {
-        let id = self.members.find(user.as_bytes(), session.as_bytes())?;
+    fn live(&self, trail: Trail, who: (&str, &str), now: Timestamp) -> Option<u32> {
+        let id = self.members.find_by(trail, who.0.as_bytes(), who.1.as_bytes())?;
         self.members.record(id)?.is_live(now).then_some(id)
     }
 
@@ -482,10 +495,12 @@ impl Space {
 
     /// Says that one session is alive until `lease`. Returns how many users came online (0 or
     /// 1), or none where the condition was not met. `has_memory` is asked for a new session only.
+    /// `trail` is the user's, since when nothing has changed.
     #[allow(clippy::too_many_arguments)]
     pub fn online<S: Sink>(
         &mut self,
         at: At,
+        trail: Trail,
         (user, session): (&str, &str),
         lease: Timestamp,
         meta: MetaChange,
@@ -496,7 +511,7 @@ impl Space {
         if self.is_closed() {
             return Err(Refusal::Closed);
         }
-        if let Some(id) = self.live(user, session, at.now) {
+        if let Some(id) = self.live(trail, (user, session), at.now) {
             if condition == Condition::IfAbsent {
                 return Ok(None);
             }
@@ -534,8 +549,9 @@ impl Space {
         }
         let mut places = Vec::with_capacity(sessions.len());
         for some in sessions.chunks(AT_ONCE) {
-            self.members.warm(some.iter().map(|(user, _)| user.as_bytes()));
-            places.extend(some.iter().map(|(user, session)| self.live(user, session, at.now)));
+            let trails = self.members.trails(some.iter().map(|(user, _)| user.as_bytes()));
+            places
+                .extend(some.iter().zip(trails).map(|(who, trail)| self.live(trail, *who, at.now)));
         }
         let new: Vec<(&str, &str)> = sessions
             .iter()
@@ -550,7 +566,11 @@ impl Space {
         for (&(user, session), place) in sessions.iter().zip(places) {
             // Numbers change only when sessions end, and they end only before one enters: one that
             // was found is good as long as nobody new is in the list.
-            let place = if new.is_empty() { place } else { self.live(user, session, at.now) };
+            let place = if new.is_empty() {
+                place
+            } else {
+                self.live(self.members.trail(user.as_bytes()), (user, session), at.now)
+            };
             match place {
                 Some(id) => self.set_lease(id, (user, session), lease, false, sink),
                 None => {

@@ -309,7 +309,7 @@ proptest! {
                         1 => Condition::IfPresent,
                         _ => Condition::Always,
                     };
-                    let reply = space.online(at, (&user, &session), now + ttl, change, condition, || true, &mut heard);
+                    let reply = space.online(at, space.trail(user.as_bytes()).0, (&user, &session), now + ttl, change, condition, || true, &mut heard);
                     let live = model.sessions.get(&key).is_some_and(|state| state.lease > now);
                     let of_user = model.sessions.iter()
                         .filter(|((other, _), state)| *other == user && state.lease > now).count();
@@ -481,6 +481,7 @@ fn a_renewal_moves_nothing_and_memory_stays() {
         space
             .online(
                 at,
+                Trail::default(),
                 (name, ""),
                 30_000,
                 MetaChange::Keep,
@@ -498,6 +499,7 @@ fn a_renewal_moves_nothing_and_memory_stays() {
             space
                 .online(
                     at,
+                    Trail::default(),
                     (name, ""),
                     lease,
                     MetaChange::Keep,
