@@ -217,6 +217,19 @@ impl Context {
         }
     }
 
+    pub fn can_publish_here() -> bool {
+        offers!(RedisModule_PublishMessage)
+    }
+
+    /// The same where there is nobody but this node's own subscribers: no command is made of it.
+    pub fn publish_here(self, channel: &OwnedString, message: &[u8]) -> bool {
+        let message = OwnedString::new(message);
+        // SAFETY: the context is that of the call going on, the strings live through it; the
+        // pointer has been asked for.
+        unsafe { api!(RedisModule_PublishMessage(self.0, channel.0, message.0)) };
+        true
+    }
+
     /// Says that a key has changed: breaks WATCH, invalidates client-side caches.
     pub fn signal_modified(self, key: Arg<'_>) {
         // SAFETY: the context is that of the call going on, the string lives through it.

@@ -4,7 +4,7 @@
 //! hands it on: effects to replicas and the AOF, events to subscribers, counts to INFO. Commands,
 //! the sweep and replayed effects all go this way.
 
-use super::context::Context;
+use super::context::{Context, OwnedString};
 use super::listeners;
 use super::settings::{self, ChannelMode};
 use super::stats;
@@ -139,10 +139,16 @@ impl Journal {
             ChannelMode::Global => c"PUBLISH",
             ChannelMode::Sharded => c"SPUBLISH",
         };
+        // Nobody else than the subscribers of this node: see `listeners`.
+        let here = self.unheard && mode == ChannelMode::Global && Context::can_publish_here();
+        let here = here.then(|| OwnedString::new(&channel));
         let (mut start, mut published) = (0, 0);
         for end in &self.ends {
             let event = self.events.get(start..*end).unwrap_or_default();
-            published += u64::from(ctx.publish(command, &channel, event));
+            published += u64::from(match &here {
+                Some(channel) => ctx.publish_here(channel, event),
+                None => ctx.publish(command, &channel, event),
+            });
             start = *end;
         }
         stats::EVENTS.add(published);
