@@ -5,8 +5,7 @@
 //! leads straight to its bytes. The price is that a removal can change the number of another
 //! block; it says of which.
 //!
-//! Blocks that are large are allocated apart and keep their numbers. So are those of an owner who has
-//! but a few; these stay in order, and a removal lowers the numbers of those behind by one.
+//! Blocks that are large are allocated apart and keep their numbers.
 
 use super::near::Near;
 use super::Slab;
@@ -15,12 +14,8 @@ use super::Slab;
 const LARGEST: usize = 512;
 /// About so much is allocated for a full page.
 const PAGE_BYTES: usize = 32 << 10;
-/// A number of a block apart has this bit; the others have the class in front of the place.
-const APART: u32 = 1 << 31;
-/// The numbers of large blocks begin behind those of a few.
-const LARGE: u32 = APART + MOST_FEW as u32;
-/// So many blocks can be a few.
-const MOST_FEW: usize = 16;
+/// A number of a large block has this bit; the others have the class in front of the place.
+const LARGE: u32 = 1 << 31;
 const PLACE_BITS: u32 = 25;
 const MOST_PLACES: u32 = 1 << PLACE_BITS;
 const MOST_CLASSES: usize = 1 << (31 - PLACE_BITS);
@@ -35,20 +30,25 @@ struct Class {
     pages: Near<Vec<u8>>,
 }
 
+/// Where blocks are kept.
 #[derive(Clone)]
-struct Classes {
+pub struct Blocks {
     packed: Near<Class>,
     large: Slab<Box<[u8]>>,
+    /// Bytes of all that are large.
+    large_bytes: usize,
+    len: usize,
 }
 
-/// Where blocks are kept.
-#[derive(Clone, Default)]
-pub struct Blocks {
-    many: Option<Box<Classes>>,
-    few: Vec<Box<[u8]>>,
-    /// Bytes of all that are apart.
-    apart_bytes: usize,
-    len: usize,
+impl Default for Blocks {
+    fn default() -> Self {
+        Blocks {
+            packed: Near::new(Class::new(LARGEST)),
+            large: Slab::default(),
+            large_bytes: 0,
+            len: 0,
+        }
+    }
 }
 
 /// The size under which a block of so many bytes is kept; none where it is kept apart.
@@ -138,26 +138,6 @@ impl Class {
     }
 }
 
-impl Classes {
-    fn new(stride: usize) -> Self {
-        Classes { packed: Near::new(Class::new(stride)), large: Slab::default() }
-    }
-
-    /// The class for blocks of that size, made where there is none with room.
-    fn with_room(&mut self, stride: usize) -> Option<usize> {
-        let has_room = |class: &Class| class.stride == stride && class.len < MOST_PLACES;
-        let there = self.packed.iter().position(has_room);
-        there.or_else(|| {
-            let next = self.packed.len();
-            if next == MOST_CLASSES {
-                return None;
-            }
-            self.packed.push(Class::new(stride));
-            Some(next)
-        })
-    }
-}
-
 /// The class and the place that a number names.
 fn place_of(id: u32) -> (usize, u32) {
     ((id >> PLACE_BITS) as usize, id & (MOST_PLACES - 1))
@@ -175,63 +155,60 @@ impl Blocks {
 
     /// The bytes of a block, and possibly some more.
     pub fn get(&self, id: u32) -> Option<&[u8]> {
-        if id & APART != 0 {
-            let block = match id.checked_sub(LARGE) {
-                None => self.few.get((id & !APART) as usize),
-                Some(number) => self.many.as_ref()?.large.get(number),
-            };
-            return block.map(|block| &**block);
+        if id & LARGE != 0 {
+            return self.large.get(id & !LARGE).map(|block| &**block);
         }
         let (class, place) = place_of(id);
-        self.many.as_ref()?.packed.get(class)?.get(place)
+        self.packed.get(class)?.get(place)
     }
 
     pub fn get_mut(&mut self, id: u32) -> Option<&mut [u8]> {
-        if id & APART != 0 {
-            return self.apart_mut(id).map(|block| &mut **block);
+        if id & LARGE != 0 {
+            return self.large.get_mut(id & !LARGE).map(|block| &mut **block);
         }
         let (class, place) = place_of(id);
-        self.many.as_mut()?.packed.get_mut(class)?.get_mut(place)
+        self.packed.get_mut(class)?.get_mut(place)
     }
 
-    fn apart_mut(&mut self, id: u32) -> Option<&mut Box<[u8]>> {
-        match id.checked_sub(LARGE) {
-            None => self.few.get_mut((id & !APART) as usize),
-            Some(number) => self.many.as_mut()?.large.get_mut(number),
+    /// The class for blocks of that size, made where there is none with room.
+    fn with_room(&mut self, stride: usize) -> Option<usize> {
+        let has_room = |class: &Class| class.stride == stride && class.len < MOST_PLACES;
+        if let Some(there) = self.packed.iter().position(has_room) {
+            return Some(there);
         }
+        let empty = self.packed.iter().position(|class| class.len == 0);
+        if let Some((at, class)) = empty.and_then(|at| Some((at, self.packed.get_mut(at)?))) {
+            *class = Class::new(stride);
+            return Some(at);
+        }
+        let next = self.packed.len();
+        if next == MOST_CLASSES {
+            return None;
+        }
+        self.packed.push(Class::new(stride));
+        Some(next)
     }
 
-    /// Keeps a block, as one of a few where `few` says so.
-    pub fn insert(&mut self, block: &[u8], few: bool) -> u32 {
+    pub fn insert(&mut self, block: &[u8]) -> u32 {
         self.len += 1;
-        if few && self.few.len() < MOST_FEW {
-            self.apart_bytes += crate::space::allocated(block.len());
-            self.few.reserve_exact(1);
-            self.few.push(block.into());
-            return APART | (self.few.len() - 1) as u32;
-        }
-        let stride = stride_of(block.len());
-        let classes =
-            self.many.get_or_insert_with(|| Box::new(Classes::new(stride.unwrap_or(LARGEST))));
-        let at = stride.and_then(|stride| classes.with_room(stride));
-        if let Some((at, class)) = at.and_then(|at| Some((at, classes.packed.get_mut(at)?))) {
+        let at = stride_of(block.len()).and_then(|stride| self.with_room(stride));
+        if let Some((at, class)) = at.and_then(|at| Some((at, self.packed.get_mut(at)?))) {
             return id_of(at, class.push(block));
         }
-        self.apart_bytes += crate::space::allocated(block.len());
-        LARGE + classes.large.insert(block.into())
+        self.large_bytes += crate::space::allocated(block.len());
+        LARGE | self.large.insert(block.into())
     }
 
     /// Changes a block where its new bytes can be kept in the old one's place. Returns false, and
     /// does nothing, where they cannot.
     pub fn replace(&mut self, id: u32, block: &[u8]) -> bool {
         let stride = stride_of(block.len());
-        if id & APART != 0 {
-            let stays = id < LARGE || stride.is_none();
-            let Some(place) = self.apart_mut(id).filter(|_| stays) else { return false };
-            let before = place.len();
-            *place = block.into();
-            self.apart_bytes -= crate::space::allocated(before);
-            self.apart_bytes += crate::space::allocated(block.len());
+        if id & LARGE != 0 {
+            let place = self.large.get_mut(id & !LARGE).filter(|_| stride.is_none());
+            let Some(place) = place else { return false };
+            let before = std::mem::replace(place, block.into());
+            self.large_bytes -= crate::space::allocated(before.len());
+            self.large_bytes += crate::space::allocated(block.len());
             return true;
         }
         match self.get_mut(id).filter(|place| Some(place.len()) == stride) {
@@ -246,82 +223,46 @@ impl Blocks {
     /// Takes a block away. Returns the number of the block that has `id` from now on instead of
     /// its own, if one has.
     pub fn remove(&mut self, id: u32) -> Option<u32> {
-        if id & APART != 0 {
-            self.remove_apart(id);
+        if id & LARGE != 0 {
+            let gone = self.large.remove(id & !LARGE)?;
+            self.large_bytes -= crate::space::allocated(gone.len());
+            self.len -= 1;
             return None;
         }
         let (at, place) = place_of(id);
-        let classes = self.many.as_mut()?;
-        let class = classes.packed.get_mut(at).filter(|class| place < class.len)?;
+        let class = self.packed.get_mut(at).filter(|class| place < class.len)?;
         class.pop_into(place);
         let moved = (place != class.len).then_some(id_of(at, class.len));
         self.len -= 1;
-        while classes.packed.len() > 1 && classes.packed.last().len == 0 {
-            classes.packed.pop();
+        while self.packed.len() > 1 && self.packed.last().len == 0 {
+            self.packed.pop();
         }
-        self.tidy();
         moved
     }
 
-    fn remove_apart(&mut self, id: u32) {
-        let removed = match id.checked_sub(LARGE) {
-            None => {
-                let at = (id & !APART) as usize;
-                let removed = (at < self.few.len()).then(|| self.few.remove(at));
-                self.few.shrink_to_fit();
-                removed
-            }
-            Some(number) => self.many.as_mut().and_then(|classes| classes.large.remove(number)),
-        };
-        if let Some(block) = removed {
-            self.apart_bytes -= crate::space::allocated(block.len());
-            self.len -= 1;
-            self.tidy();
-        }
-    }
-
-    fn tidy(&mut self) {
-        let is_empty = |classes: &Classes| {
-            classes.packed.iter().all(|class| class.len == 0) && classes.large.len() == 0
-        };
-        if self.many.as_deref().is_some_and(is_empty) {
-            self.many = None;
-        }
-    }
-
-    /// All blocks with their numbers.
+    /// All blocks with their numbers, the lowest first.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &[u8])> {
-        let few = (APART..).zip(&self.few).map(|(id, block)| (id, &**block));
-        let large = self.many.iter().flat_map(|classes| classes.large.iter_from(0));
-        let large = large.map(|(number, block)| (LARGE + number, &**block));
-        let classes = self.many.iter().flat_map(|classes| classes.packed.iter());
-        let packed = classes.enumerate().flat_map(|(at, class)| {
+        let large = self.large.iter_from(0).map(|(number, block)| (LARGE | number, &**block));
+        let packed = self.packed.iter().enumerate().flat_map(|(at, class)| {
             let blocks = class.pages.iter().flat_map(|page| page.chunks_exact(class.stride));
             (0..).zip(blocks).map(move |(place, block)| (id_of(at, place), block))
         });
-        few.chain(packed).chain(large)
+        packed.chain(large)
     }
 
     /// All blocks, to be changed in place.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        let others = self.many.iter_mut().flat_map(|all| {
-            let Classes { packed, large } = &mut **all;
-            let packed = packed.iter_mut().flat_map(|class| {
-                let stride = class.stride;
-                class.pages.iter_mut().flat_map(move |page| page.chunks_exact_mut(stride))
-            });
-            packed.chain(large.values_mut().map(|block| &mut **block))
+        let packed = self.packed.iter_mut().flat_map(|class| {
+            let stride = class.stride;
+            class.pages.iter_mut().flat_map(move |page| page.chunks_exact_mut(stride))
         });
-        self.few.iter_mut().map(|block| &mut **block).chain(others)
+        packed.chain(self.large.values_mut().map(|block| &mut **block))
     }
 
     /// Bytes on the heap, in constant time.
     pub fn heap_bytes(&self) -> usize {
-        let packed = self.many.as_ref().map_or(0, |classes| {
-            let blocks: usize = classes.packed.iter().map(Class::heap_bytes).sum();
-            size_of::<Classes>() + classes.packed.heap_bytes() + blocks + classes.large.heap_bytes()
-        });
-        packed + self.few.capacity() * size_of::<Box<[u8]>>() + self.apart_bytes
+        let packed: usize = self.packed.iter().map(Class::heap_bytes).sum();
+        packed + self.packed.heap_bytes() + self.large.heap_bytes() + self.large_bytes
     }
 }
 
@@ -333,7 +274,7 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Op {
-        Insert(usize, bool),
+        Insert(usize),
         Replace(usize, usize),
         Remove(usize),
     }
@@ -341,7 +282,7 @@ mod tests {
     fn op() -> impl Strategy<Value = Op> {
         let size = prop_oneof![8 => 0..300usize, 1 => 300..700usize, 1 => Just(64usize)];
         prop_oneof![
-            4 => (size.clone(), prop::bool::weighted(0.1)).prop_map(|(n, few)| Op::Insert(n, few)),
+            4 => size.clone().prop_map(Op::Insert),
             1 => (any::<u16>(), size).prop_map(|(p, n)| Op::Replace(p as usize, n)),
             2 => any::<u16>().prop_map(|p| Op::Remove(p as usize)),
         ]
@@ -354,13 +295,6 @@ mod tests {
             let bytes = model.remove(&from).unwrap();
             model.insert(id, bytes);
         }
-        if (APART..LARGE).contains(&id) {
-            for behind in id + 1..LARGE {
-                if let Some(bytes) = model.remove(&behind) {
-                    model.insert(behind - 1, bytes);
-                }
-            }
-        }
     }
 
     fn check(blocks: &Blocks, model: &BTreeMap<u32, Vec<u8>>) {
@@ -370,6 +304,7 @@ mod tests {
         }
         let ids: Vec<u32> = blocks.iter().map(|(id, _)| id).collect();
         assert_eq!(ids.len(), model.len());
+        assert!(ids.is_sorted());
         for (id, block) in blocks.iter() {
             assert!(block.starts_with(&model[&id]));
         }
@@ -386,8 +321,8 @@ mod tests {
                 let fill = |size: usize| step.to_le_bytes().into_iter().cycle().take(size).collect::<Vec<u8>>();
                 let pick = |n: usize| model.keys().nth(n % model.len().max(1)).copied();
                 match op {
-                    Op::Insert(size, few) => {
-                        let id = blocks.insert(&fill(size), few);
+                    Op::Insert(size) => {
+                        let id = blocks.insert(&fill(size));
                         prop_assert!(model.insert(id, fill(size)).is_none());
                     }
                     Op::Replace(at, size) => {
@@ -417,7 +352,7 @@ mod tests {
     #[test]
     fn packs_without_gaps_and_gives_pages_back() {
         let mut blocks = Blocks::default();
-        let mut ids: Vec<u32> = (0..100_000).map(|_| blocks.insert(&[7; 100], false)).collect();
+        let mut ids: Vec<u32> = (0..100_000).map(|_| blocks.insert(&[7; 100])).collect();
         let full = blocks.heap_bytes();
         assert!(full < 100_000 * 106, "{full}");
         // Every other one goes: what stays is packed all the same.

@@ -24,10 +24,7 @@ const NEVER: u64 = u64::MAX;
 /// The value of a key: a space and what this process keeps about it.
 pub struct Held {
     pub space: Space,
-    /// The grace that was granted last when this space was made or looked at.
-    grace: u32,
-    /// The end of a grace that replicas have not been told of yet; 0 is none.
-    grace_untold: u64,
+    grace: GraceSeen,
     /// Under which moment the agenda has it; [`NEVER`] where it has not.
     scheduled: u64,
     counted: Size,
@@ -35,9 +32,42 @@ pub struct Held {
     since: u64,
 }
 
+// A server may have very many of these, each an allocation: this is the size of a class.
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<Held>() == 96);
+
 thread_local! {
-    /// Which grace was granted last, and until when it lasts.
+    /// Which grace was granted last, and until when it lasts; 0 where it was withdrawn.
     static GRACE: Cell<(u32, u64)> = const { Cell::new((0, 0)) };
+}
+
+/// The grace that was granted last when a space was made or looked at: its number, and in the lowest
+/// bit whether replicas have still to be told of it.
+#[derive(Clone, Copy)]
+struct GraceSeen(u32);
+
+impl GraceSeen {
+    fn now(untold: bool) -> Self {
+        GraceSeen(GRACE.get().0 << 1 | u32::from(untold))
+    }
+
+    /// Whether none was granted or withdrawn since.
+    fn is_last(self) -> bool {
+        self.0 >> 1 == Self::now(false).0 >> 1
+    }
+
+    /// The end of a grace that replicas have not been told of yet; 0 is none.
+    fn untold(self) -> u64 {
+        if self.is_last() && self.0 & 1 != 0 {
+            GRACE.get().1
+        } else {
+            0
+        }
+    }
+
+    fn tell(&mut self) {
+        self.0 &= !1;
+    }
 }
 
 /// Every session that is there now gets a lease until at least `until`: this server has just
@@ -64,8 +94,7 @@ impl Held {
         stats::space_came();
         let mut held = Held {
             space,
-            grace: GRACE.get().0,
-            grace_untold: 0,
+            grace: GraceSeen::now(false),
             scheduled: NEVER,
             counted: Size::default(),
             since: server_time(),
@@ -77,19 +106,18 @@ impl Held {
     /// Another key's value that is the same.
     pub fn copied(&self) -> Self {
         let mut copy = Held::new(self.space.clone());
-        (copy.grace, copy.grace_untold) = (self.grace, self.grace_untold);
+        copy.grace = self.grace;
         copy
     }
 
     /// Takes in a grace that was granted since the last look.
     fn catch_up(&mut self) {
-        let (grace, until) = GRACE.get();
-        if self.grace != grace {
-            self.grace = grace;
+        if !self.grace.is_last() {
+            let (_, until) = GRACE.get();
             if until > 0 {
                 self.space.grant_grace(until, &mut Silent);
             }
-            self.grace_untold = until;
+            self.grace = GraceSeen::now(until > 0);
         }
     }
 
@@ -101,9 +129,7 @@ impl Held {
     /// Brings the totals up to date with this space.
     fn count(&mut self) {
         let (users, sessions) = self.space.stored();
-        // Sessions have numbers of 32 bits, so there are not more.
-        let (users, sessions) = (users as u32, sessions as u32);
-        let size = Size { users, sessions, bytes: self.bytes() };
+        let size = Size::new(users, sessions, self.bytes());
         stats::resized(self.counted, size);
         self.counted = size;
     }
@@ -304,7 +330,7 @@ impl<'a> SpaceKey<'a> {
         if let Value::New(held) = &self.value {
             held.space.announce(&mut journal);
         }
-        let until = self.held().grace_untold;
+        let until = self.held().grace.untold();
         if until > 0 {
             journal.effect(&crate::space::Effect::Grace { until });
         }
@@ -331,7 +357,7 @@ impl<'a> SpaceKey<'a> {
         if journal.is_replaying() || (journal.is_renewal() && journal.is_unheard()) {
             self.ctx.replicate_verbatim();
         } else if journal.has_effects() {
-            self.held().grace_untold = 0;
+            self.held().grace.tell();
             self.ctx.replicate(journal::APPLY, self.name, journal.batch());
         }
         journal.publish(self.ctx, self.name.bytes());
@@ -399,7 +425,7 @@ impl<'a> SpaceKey<'a> {
 
     /// Whether replicas have still to be told of a grace.
     pub fn owes_grace(&mut self) -> bool {
-        self.held().grace_untold > 0
+        self.held().grace.untold() > 0
     }
 }
 

@@ -76,12 +76,29 @@ impl Lags {
     }
 }
 
-/// Users, sessions and bytes of a space as they were last added to the totals.
+/// Users, sessions and memory of a space as they were last added to the totals. A space has one of
+/// these each, so it is kept small: there are no more sessions than have numbers of 32 bits, and
+/// what allocators give are multiples of [`UNIT`] as a rule.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Size {
-    pub users: u32,
-    pub sessions: u32,
-    pub bytes: usize,
+    users: u32,
+    sessions: u32,
+    units: u32,
+}
+
+/// Bytes are counted by so many.
+const UNIT: usize = 16;
+
+impl Size {
+    pub fn new(users: usize, sessions: usize, bytes: usize) -> Self {
+        let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let (users, sessions) = (narrow(users), narrow(sessions));
+        Size { users, sessions, units: narrow(bytes.div_ceil(UNIT)) }
+    }
+
+    fn bytes(self) -> usize {
+        self.units as usize * UNIT
+    }
 }
 
 static SPACES: AtomicI64 = AtomicI64::new(0);
@@ -112,7 +129,7 @@ pub fn resized(before: Size, after: Size) {
     };
     change(&USERS, before.users as usize, after.users as usize);
     change(&SESSIONS, before.sessions as usize, after.sessions as usize);
-    change(&BYTES, before.bytes, after.bytes);
+    change(&BYTES, before.bytes(), after.bytes());
 }
 
 #[cfg(test)]

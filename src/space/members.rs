@@ -1,7 +1,8 @@
 //! Who is in a space: the sessions, found by name and ordered by lease.
 //!
-//! * `blocks` holds the sessions, a [`Record`] each. The number of a session can change whenever
-//!   another one ends or metadata changes, and nobody keeps it for longer than that.
+//! * `blocks` holds the sessions, a [`Record`] each: a few in a row, or many. The number of a session
+//!   can change whenever another one ends or metadata changes, and nobody keeps it for longer than
+//!   that.
 //! * A user with several sessions has a **group** that lists them and remembers when the user came
 //!   online. It stays until the user leaves. The first of the list, or the only session of a user
 //!   without a group, is the user's **anchor**.
@@ -16,12 +17,15 @@
 //! process runs: a walk over the places that stops and goes on later meets everybody who was there
 //! throughout exactly once.
 
-use super::record::{Packed, Record, RecordMut, NONE};
+use super::kept::Kept;
+use super::record::{Packed, Record, RecordMut, NONE, SHORT_GROUPS};
 use super::{Text, Timestamp};
-use crate::collections::{hash_of, Blocks, DueHeap, HashIndex, Positions, Slab};
+use crate::collections::{hash_of, DueHeap, HashIndex, Positions, Slab};
 
 /// Up to so many sessions a look through all of them is as quick as an index and costs nothing.
 const FEW: usize = 8;
+// Of a few each has one group at most, and a slab gives out a new number only when all are in use.
+const _: () = assert!(FEW <= SHORT_GROUPS);
 /// So many users are brought near at once: as many reads of memory as a processor has under way.
 pub const AT_ONCE: usize = 16;
 /// A page passes over so many users whose leases are over for each that it may return: in a space
@@ -35,10 +39,11 @@ struct Group {
     sessions: Vec<u32>,
 }
 
-/// The groups, and the bytes that their lists have on the heap.
+/// The groups, how many sessions they list, and the bytes that their lists have on the heap.
 #[derive(Default)]
 struct Groups {
     slab: Slab<Group>,
+    sessions: usize,
     list_bytes: usize,
 }
 
@@ -50,13 +55,14 @@ impl Clone for Groups {
     fn clone(&self) -> Self {
         let slab = self.slab.clone();
         let list_bytes = slab.iter_from(0).map(|(_, group)| bytes_of(&group.sessions)).sum();
-        Groups { slab, list_bytes }
+        Groups { slab, sessions: self.sessions, list_bytes }
     }
 }
 
 impl Groups {
     fn insert(&mut self, group: Group) -> u32 {
         self.list_bytes += bytes_of(&group.sessions);
+        self.sessions += group.sessions.len();
         self.slab.insert(group)
     }
 
@@ -64,6 +70,7 @@ impl Groups {
     fn push(&mut self, group: u32, id: u32) {
         let Some(group) = self.slab.get_mut(group) else { return };
         self.list_bytes -= bytes_of(&group.sessions);
+        self.sessions += 1;
         group.sessions.push(id);
         self.list_bytes += bytes_of(&group.sessions);
     }
@@ -77,6 +84,7 @@ impl Groups {
         // From the end: who ends all sessions of a user ends the last first.
         if let Some(at) = list.iter().rposition(|other| *other == id) {
             list.remove(at);
+            self.sessions -= 1;
         }
         if list.len() * 4 < list.capacity() {
             list.shrink_to((list.len() * 2).max(4));
@@ -105,13 +113,12 @@ struct Indexes {
 /// The sessions of one space.
 #[derive(Clone, Default)]
 pub struct Members {
-    blocks: Blocks,
+    blocks: Kept,
     groups: Option<Box<Groups>>,
     indexes: Option<Box<Indexes>>,
-    users: usize,
 }
 
-impl Positions for Blocks {
+impl Positions for Kept {
     fn moved(&mut self, id: u32, position: u32) {
         if let Some(block) = self.get_mut(id) {
             RecordMut::of(block).set_filed(position);
@@ -119,15 +126,15 @@ impl Positions for Blocks {
     }
 }
 
-fn record(blocks: &Blocks, id: u32) -> Option<Record<'_>> {
+fn record(blocks: &Kept, id: u32) -> Option<Record<'_>> {
     blocks.get(id).map(Record::of)
 }
 
-fn user_hash(blocks: &Blocks, id: u32) -> u64 {
+fn user_hash(blocks: &Kept, id: u32) -> u64 {
     record(blocks, id).map_or(0, |record| hash_of(record.user(), b""))
 }
 
-fn session_hash(blocks: &Blocks, id: u32) -> u64 {
+fn session_hash(blocks: &Kept, id: u32) -> u64 {
     record(blocks, id).map_or(0, |record| hash_of(record.user(), record.session()))
 }
 
@@ -173,7 +180,8 @@ impl<'a> User<'a> {
 
 impl Members {
     pub fn users(&self) -> usize {
-        self.users
+        let of_groups = |groups: &Groups| self.sessions() - groups.sessions + groups.slab.len();
+        self.groups.as_deref().map_or_else(|| self.sessions(), of_groups)
     }
 
     pub fn sessions(&self) -> usize {
@@ -337,7 +345,7 @@ impl Members {
     /// About `count` of those who are online at `now`, in the order of their places from `from`
     /// on, and the place to go on at; none where these were the last.
     pub fn page(&self, from: u32, count: usize, now: Timestamp) -> (Vec<User<'_>>, Option<u32>) {
-        if from == 0 && self.users <= count {
+        if from == 0 && self.users() <= count {
             // All fit: as they lie is the quicker way, and in a small space the order of coming.
             return (self.online(now).collect(), None);
         }
@@ -368,12 +376,12 @@ impl Members {
     /// Adds a session that is not there yet. `since` is when its user came online, where that is
     /// earlier than anything of the user that is here.
     pub fn insert(&mut self, new: Record<'_>, since: Timestamp) {
-        let anchor = self.anchor(new.user());
-        let id = self.blocks.insert(new.block(), self.indexes.is_none());
-        self.set_group(id, NONE);
-        if anchor.is_none() {
-            self.users += 1;
+        if self.indexes.is_none() && (self.blocks.len() >= FEW || !Kept::fits_row(new)) {
+            self.rebuild(Some(Box::default()));
         }
+        let anchor = self.anchor(new.user());
+        let id = self.blocks.insert(new);
+        self.set_group(id, NONE);
         let mut to_file = [None, None];
         if anchor.is_some() || since < new.joined_at() {
             let (number, made) = self.group_of(anchor.unwrap_or(id), since);
@@ -397,8 +405,6 @@ impl Members {
                 indexes.by_session.insert(hash, id, |other| session_hash(blocks, other));
             }
             indexes.leases.push(new.lease(), id, &mut self.blocks);
-        } else if self.blocks.len() > FEW {
-            self.rebuild(Some(Box::default()));
         }
     }
 
@@ -424,7 +430,8 @@ impl Members {
 
     /// Begins to use indexes, or ceases to.
     fn rebuild(&mut self, indexes: Option<Box<Indexes>>) {
-        let old = std::mem::replace(self, Members { indexes, ..Members::default() });
+        let blocks = if indexes.is_some() { Kept::for_many() } else { Kept::default() };
+        let old = std::mem::replace(self, Members { blocks, groups: None, indexes });
         for (id, block) in old.blocks.iter() {
             let anchor = Record::of(block);
             match old.group(anchor) {
@@ -500,14 +507,14 @@ impl Members {
                 }
             }
         }
-        if heir.is_none() {
-            self.users -= 1;
-            if self.groups.as_ref().is_some_and(|groups| groups.slab.len() == 0) {
-                self.groups = None;
-            }
+        if self.groups.as_ref().is_some_and(|groups| groups.slab.len() == 0) {
+            self.groups = None;
         }
         self.free(id);
-        if self.indexes.is_some() && self.blocks.len() * 4 < FEW {
+        if self.indexes.is_some()
+            && self.blocks.len() * 4 < FEW
+            && self.blocks.iter().all(|(_, block)| Kept::fits_row(Record::of(block)))
+        {
             self.rebuild(None);
         }
         Some(removed)
@@ -534,11 +541,16 @@ impl Members {
     pub fn set_meta(&mut self, id: u32, meta: Text) -> u32 {
         let Some(record) = self.record(id) else { return id };
         let changed = Packed::with_meta(record, meta);
-        let block = changed.read().block();
-        if self.blocks.replace(id, block) {
+        let changed = changed.read();
+        if self.indexes.is_none() && !Kept::fits_row(changed) {
+            self.rebuild(Some(Box::default()));
+            let id = self.find(changed.user(), changed.session());
+            return id.map_or(NONE, |id| self.set_meta(id, meta));
+        }
+        if self.blocks.replace(id, changed) {
             return id;
         }
-        let new = self.blocks.insert(block, false);
+        let new = self.blocks.insert(changed);
         self.renumber(id, new);
         self.free(id);
         new
@@ -546,11 +558,12 @@ impl Members {
 
     /// Every lease becomes at least `until`.
     pub fn extend_all(&mut self, until: Timestamp) {
-        for mut record in self.blocks.values_mut().map(RecordMut::of) {
+        self.blocks.for_each_mut(|block| {
+            let mut record = RecordMut::of(block);
             if record.read().lease() < until {
                 record.set_lease(until);
             }
-        }
+        });
     }
 
     /// No lease ends before this moment; there may be none that ends at it. None where nobody is

@@ -11,6 +11,7 @@ mod churn;
 mod effect;
 mod event;
 mod history;
+mod kept;
 mod members;
 #[cfg(test)]
 mod model;
