@@ -6,9 +6,13 @@
 //! block; it says of which.
 //!
 //! Blocks that are large are allocated apart and keep their numbers.
+//!
+//! Each block has a mark of fixed size. Marks lie by themselves, so close that a look at one costs
+//! much less than a look at a block when there are many.
 
 use super::near::Near;
 use super::Slab;
+use crate::space::allocated;
 
 /// Larger blocks are kept apart.
 const LARGEST: usize = 512;
@@ -22,25 +26,37 @@ const MOST_CLASSES: usize = 1 << (31 - PLACE_BITS);
 
 /// Blocks of one size. No page is empty but the first, and all are full but the last.
 #[derive(Clone)]
-struct Class {
+struct Class<M> {
     stride: usize,
     /// How many blocks a page holds.
     in_page: u32,
     len: u32,
-    pages: Near<Vec<u8>>,
+    pages: Near<Page<M>>,
 }
 
-/// Where blocks are kept.
+#[derive(Clone, Default)]
+struct Page<M> {
+    bytes: Vec<u8>,
+    marks: Vec<M>,
+}
+
+impl<M> Page<M> {
+    fn heap_bytes(&self) -> usize {
+        self.bytes.capacity() + allocated(self.marks.capacity() * size_of::<M>())
+    }
+}
+
+/// Where blocks are kept, each with a mark.
 #[derive(Clone)]
-pub struct Blocks {
-    packed: Near<Class>,
-    large: Slab<Box<[u8]>>,
+pub struct Blocks<M> {
+    packed: Near<Class<M>>,
+    large: Slab<(M, Box<[u8]>)>,
     /// Bytes of all that are large.
     large_bytes: usize,
     len: usize,
 }
 
-impl Default for Blocks {
+impl<M: Copy + Default> Default for Blocks<M> {
     fn default() -> Self {
         Blocks {
             packed: Near::new(Class::new(LARGEST)),
@@ -60,72 +76,96 @@ fn stride_of(bytes: usize) -> Option<usize> {
     }
 }
 
-impl Class {
+impl<M: Copy + Default> Class<M> {
     fn new(stride: usize) -> Self {
         let in_page = (PAGE_BYTES / stride) as u32;
-        Class { stride, in_page, len: 0, pages: Near::new(Vec::new()) }
+        Class { stride, in_page, len: 0, pages: Near::new(Page::default()) }
     }
 
     /// The page and the place in it.
     fn split(&self, place: u32) -> (usize, usize) {
         if place < self.in_page {
-            (0, place as usize * self.stride)
+            (0, place as usize)
         } else {
-            ((place / self.in_page) as usize, (place % self.in_page) as usize * self.stride)
+            ((place / self.in_page) as usize, (place % self.in_page) as usize)
         }
     }
 
     fn get(&self, place: u32) -> Option<&[u8]> {
-        let (page, start) = self.split(place);
-        self.pages.get(page)?.get(start..start + self.stride)
+        let (page, at) = self.split(place);
+        let start = at * self.stride;
+        self.pages.get(page)?.bytes.get(start..start + self.stride)
     }
 
     fn get_mut(&mut self, place: u32) -> Option<&mut [u8]> {
-        let (page, start) = self.split(place);
-        let stride = self.stride;
-        self.pages.get_mut(page)?.get_mut(start..start + stride)
+        let (page, at) = self.split(place);
+        let (start, stride) = (at * self.stride, self.stride);
+        self.pages.get_mut(page)?.bytes.get_mut(start..start + stride)
     }
 
-    fn push(&mut self, block: &[u8]) -> u32 {
+    fn mark(&self, place: u32) -> Option<&M> {
+        let (page, at) = self.split(place);
+        self.pages.get(page)?.marks.get(at)
+    }
+
+    fn mark_mut(&mut self, place: u32) -> Option<&mut M> {
+        let (page, at) = self.split(place);
+        self.pages.get_mut(page)?.marks.get_mut(at)
+    }
+
+    fn push(&mut self, block: &[u8], mark: M) -> u32 {
         let place = self.len;
-        let (number, start) = self.split(place);
+        let (number, at) = self.split(place);
         if number == self.pages.len() {
-            self.pages.push(Vec::new());
+            self.pages.push(Page::default());
         }
         let (stride, in_page) = (self.stride, self.in_page as usize);
         if let Some(page) = self.pages.get_mut(number) {
-            if start + stride > page.capacity() {
-                let blocks = start / stride;
+            if at == page.marks.capacity() || (at + 1) * stride > page.bytes.capacity() {
                 // The first by a quarter: those of small spaces are many, and copying one is little.
                 // A further one has its room at once.
-                let more = if number == 0 { (blocks / 4).max(1) } else { in_page };
-                page.reserve_exact(more.min(in_page - blocks) * stride);
+                let more = if number == 0 { (at / 4).max(1) } else { in_page };
+                let more = more.min(in_page - at);
+                page.bytes.reserve_exact(more * stride);
+                page.marks.reserve_exact(more);
             }
-            page.extend_from_slice(block);
-            page.resize(start + stride, 0);
+            page.bytes.extend_from_slice(block);
+            page.bytes.resize((at + 1) * stride, 0);
+            page.marks.push(mark);
             self.len += 1;
         }
         place
     }
 
-    /// Takes the last block away; its bytes fill a place.
+    /// Takes the last block away; its bytes and its mark fill a place.
     fn pop_into(&mut self, place: u32) {
         let last = self.len.saturating_sub(1);
-        let ((to, start), (from, rest)) = (self.split(place), self.split(last));
+        let ((to, at), (from, end)) = (self.split(place), self.split(last));
         let Some(mut page) = self.pages.get_mut(from).map(std::mem::take) else { return };
+        let rest = end * self.stride;
+        let mark = page.marks.pop().unwrap_or_default();
         if to == from {
-            page.copy_within(rest.., start);
-        } else if let (Some(to), Some(from)) = (self.get_mut(place), page.get(rest..)) {
-            to.copy_from_slice(from);
+            page.bytes.copy_within(rest.., at * self.stride);
+            if let Some(place) = page.marks.get_mut(at) {
+                *place = mark;
+            }
+        } else {
+            if let (Some(to), Some(from)) = (self.get_mut(place), page.bytes.get(rest..)) {
+                to.copy_from_slice(from);
+            }
+            if let Some(to) = self.mark_mut(place) {
+                *to = mark;
+            }
         }
-        page.truncate(rest);
+        page.bytes.truncate(rest);
         self.len = last;
-        if page.is_empty() {
+        if page.bytes.is_empty() {
             self.pages.pop();
             return;
         }
-        if page.len() * 4 < page.capacity() {
-            page.shrink_to(page.len() * 2);
+        if page.bytes.len() * 4 < page.bytes.capacity() {
+            page.bytes.shrink_to(page.bytes.len() * 2);
+            page.marks.shrink_to(page.marks.len() * 2);
         }
         if let Some(back) = self.pages.get_mut(from) {
             *back = page;
@@ -133,8 +173,9 @@ impl Class {
     }
 
     fn heap_bytes(&self) -> usize {
-        let full = self.in_page as usize * self.stride;
-        (self.pages.len() - 1) * full + self.pages.last().capacity() + self.pages.heap_bytes()
+        let in_page = self.in_page as usize;
+        let full = in_page * self.stride + allocated(in_page * size_of::<M>());
+        (self.pages.len() - 1) * full + self.pages.last().heap_bytes() + self.pages.heap_bytes()
     }
 }
 
@@ -147,7 +188,7 @@ fn id_of(class: usize, place: u32) -> u32 {
     (class as u32) << PLACE_BITS | place
 }
 
-impl Blocks {
+impl<M: Copy + Default> Blocks<M> {
     /// Number of blocks.
     pub fn len(&self) -> usize {
         self.len
@@ -156,7 +197,7 @@ impl Blocks {
     /// The bytes of a block, and possibly some more.
     pub fn get(&self, id: u32) -> Option<&[u8]> {
         if id & LARGE != 0 {
-            return self.large.get(id & !LARGE).map(|block| &**block);
+            return self.large.get(id & !LARGE).map(|(_, block)| &**block);
         }
         let (class, place) = place_of(id);
         self.packed.get(class)?.get(place)
@@ -164,15 +205,32 @@ impl Blocks {
 
     pub fn get_mut(&mut self, id: u32) -> Option<&mut [u8]> {
         if id & LARGE != 0 {
-            return self.large.get_mut(id & !LARGE).map(|block| &mut **block);
+            return self.large.get_mut(id & !LARGE).map(|(_, block)| &mut **block);
         }
         let (class, place) = place_of(id);
         self.packed.get_mut(class)?.get_mut(place)
     }
 
+    /// The mark of a block.
+    pub fn mark(&self, id: u32) -> Option<&M> {
+        if id & LARGE != 0 {
+            return self.large.get(id & !LARGE).map(|(mark, _)| mark);
+        }
+        let (class, place) = place_of(id);
+        self.packed.get(class)?.mark(place)
+    }
+
+    pub fn mark_mut(&mut self, id: u32) -> Option<&mut M> {
+        if id & LARGE != 0 {
+            return self.large.get_mut(id & !LARGE).map(|(mark, _)| mark);
+        }
+        let (class, place) = place_of(id);
+        self.packed.get_mut(class)?.mark_mut(place)
+    }
+
     /// The class for blocks of that size, made where there is none with room.
     fn with_room(&mut self, stride: usize) -> Option<usize> {
-        let has_room = |class: &Class| class.stride == stride && class.len < MOST_PLACES;
+        let has_room = |class: &Class<M>| class.stride == stride && class.len < MOST_PLACES;
         if let Some(there) = self.packed.iter().position(has_room) {
             return Some(there);
         }
@@ -189,14 +247,14 @@ impl Blocks {
         Some(next)
     }
 
-    pub fn insert(&mut self, block: &[u8]) -> u32 {
+    pub fn insert(&mut self, block: &[u8], mark: M) -> u32 {
         self.len += 1;
         let at = stride_of(block.len()).and_then(|stride| self.with_room(stride));
         if let Some((at, class)) = at.and_then(|at| Some((at, self.packed.get_mut(at)?))) {
-            return id_of(at, class.push(block));
+            return id_of(at, class.push(block, mark));
         }
-        self.large_bytes += crate::space::allocated(block.len());
-        LARGE | self.large.insert(block.into())
+        self.large_bytes += allocated(block.len());
+        LARGE | self.large.insert((mark, block.into()))
     }
 
     /// Changes a block where its new bytes can be kept in the old one's place. Returns false, and
@@ -205,10 +263,10 @@ impl Blocks {
         let stride = stride_of(block.len());
         if id & LARGE != 0 {
             let place = self.large.get_mut(id & !LARGE).filter(|_| stride.is_none());
-            let Some(place) = place else { return false };
+            let Some((_, place)) = place else { return false };
             let before = std::mem::replace(place, block.into());
-            self.large_bytes -= crate::space::allocated(before.len());
-            self.large_bytes += crate::space::allocated(block.len());
+            self.large_bytes -= allocated(before.len());
+            self.large_bytes += allocated(block.len());
             return true;
         }
         match self.get_mut(id).filter(|place| Some(place.len()) == stride) {
@@ -224,8 +282,8 @@ impl Blocks {
     /// its own, if one has.
     pub fn remove(&mut self, id: u32) -> Option<u32> {
         if id & LARGE != 0 {
-            let gone = self.large.remove(id & !LARGE)?;
-            self.large_bytes -= crate::space::allocated(gone.len());
+            let (_, gone) = self.large.remove(id & !LARGE)?;
+            self.large_bytes -= allocated(gone.len());
             self.len -= 1;
             return None;
         }
@@ -240,23 +298,25 @@ impl Blocks {
         moved
     }
 
-    /// All blocks with their numbers, the lowest first.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &[u8])> {
-        let large = self.large.iter_from(0).map(|(number, block)| (LARGE | number, &**block));
+    /// All blocks with their numbers and marks, the lowest first.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &[u8], &M)> {
+        let large = self.large.iter_from(0);
+        let large = large.map(|(number, (mark, block))| (LARGE | number, &**block, mark));
         let packed = self.packed.iter().enumerate().flat_map(|(at, class)| {
-            let blocks = class.pages.iter().flat_map(|page| page.chunks_exact(class.stride));
-            (0..).zip(blocks).map(move |(place, block)| (id_of(at, place), block))
+            let blocks = class
+                .pages
+                .iter()
+                .flat_map(|page| page.bytes.chunks_exact(class.stride).zip(&page.marks));
+            (0..).zip(blocks).map(move |(place, (block, mark))| (id_of(at, place), block, mark))
         });
         packed.chain(large)
     }
 
-    /// All blocks, to be changed in place.
-    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        let packed = self.packed.iter_mut().flat_map(|class| {
-            let stride = class.stride;
-            class.pages.iter_mut().flat_map(move |page| page.chunks_exact_mut(stride))
-        });
-        packed.chain(self.large.values_mut().map(|block| &mut **block))
+    /// All marks, to be changed in place.
+    pub fn marks_mut(&mut self) -> impl Iterator<Item = &mut M> {
+        let pages = self.packed.iter_mut().flat_map(|class| class.pages.iter_mut());
+        let large = self.large.values_mut().map(|(mark, _)| mark);
+        pages.flat_map(|page| &mut page.marks).chain(large)
     }
 
     /// Bytes on the heap, in constant time.
@@ -288,7 +348,12 @@ mod tests {
         ]
     }
 
-    fn remove(blocks: &mut Blocks, model: &mut BTreeMap<u32, Vec<u8>>, id: u32) {
+    /// A mark that tells of the first bytes of a block.
+    fn mark_of(block: &[u8]) -> u32 {
+        block.iter().take(4).fold(block.len() as u32, |mark, byte| mark << 6 ^ u32::from(*byte))
+    }
+
+    fn remove(blocks: &mut Blocks<u32>, model: &mut BTreeMap<u32, Vec<u8>>, id: u32) {
         let moved = blocks.remove(id);
         model.remove(&id);
         if let Some(from) = moved {
@@ -297,23 +362,25 @@ mod tests {
         }
     }
 
-    fn check(blocks: &Blocks, model: &BTreeMap<u32, Vec<u8>>) {
+    fn check(blocks: &Blocks<u32>, model: &BTreeMap<u32, Vec<u8>>) {
         assert_eq!(blocks.len(), model.len());
         for (id, bytes) in model {
             assert_eq!(blocks.get(*id).map(|block| &block[..bytes.len()]), Some(&bytes[..]));
         }
-        let ids: Vec<u32> = blocks.iter().map(|(id, _)| id).collect();
+        let ids: Vec<u32> = blocks.iter().map(|(id, ..)| id).collect();
         assert_eq!(ids.len(), model.len());
         assert!(ids.is_sorted());
-        for (id, block) in blocks.iter() {
+        for (id, block, mark) in blocks.iter() {
             assert!(block.starts_with(&model[&id]));
+            assert_eq!(Some(mark), blocks.mark(id));
+            assert_eq!(*mark, mark_of(&model[&id]));
         }
     }
 
     proptest! {
         #[test]
         fn behaves_like_a_map(ops in prop::collection::vec(op(), 0..600), repeat in 1..4usize) {
-            let mut blocks = Blocks::default();
+            let mut blocks = Blocks::<u32>::default();
             let mut model: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
             let mut step = 0u32;
             for op in std::iter::repeat_n(ops, repeat).flatten() {
@@ -322,12 +389,13 @@ mod tests {
                 let pick = |n: usize| model.keys().nth(n % model.len().max(1)).copied();
                 match op {
                     Op::Insert(size) => {
-                        let id = blocks.insert(&fill(size));
+                        let id = blocks.insert(&fill(size), mark_of(&fill(size)));
                         prop_assert!(model.insert(id, fill(size)).is_none());
                     }
                     Op::Replace(at, size) => {
                         let Some(id) = pick(at) else { continue };
                         if blocks.replace(id, &fill(size)) {
+                            *blocks.mark_mut(id).unwrap() = mark_of(&fill(size));
                             model.insert(id, fill(size));
                         }
                     }
@@ -352,7 +420,7 @@ mod tests {
     #[test]
     fn packs_without_gaps_and_gives_pages_back() {
         let mut blocks = Blocks::default();
-        let mut ids: Vec<u32> = (0..100_000).map(|_| blocks.insert(&[7; 100])).collect();
+        let mut ids: Vec<u32> = (0..100_000).map(|_| blocks.insert(&[7; 100], ())).collect();
         let full = blocks.heap_bytes();
         assert!(full < 100_000 * 106, "{full}");
         // Every other one goes: what stays is packed all the same.

@@ -9,7 +9,7 @@
 
 use super::line_table::LineTable;
 use super::near::Near;
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
 use std::sync::LazyLock;
 
 /// Entries a table before the index is given one more.
@@ -31,6 +31,39 @@ pub fn hash_of(first: &[u8], second: &[u8]) -> u64 {
     hasher.write_u8(0xff);
     hasher.write(second);
     hasher.finish()
+}
+
+/// A second hash of a name of two parts, which has nothing to do with the first. By both together, 64
+/// bits here and the place in an index there, one name is told from another without a comparison:
+/// that two are taken for the same has a chance of less than 1 in 2^64 a search, and nobody who
+/// does not know the secret can choose names to better it.
+pub fn print_of(first: &[u8], second: &[u8]) -> u64 {
+    NameHasher::new(first).print(second)
+}
+
+/// The hashes of names that begin with the same part.
+#[derive(Clone)]
+pub struct NameHasher(DefaultHasher);
+
+impl NameHasher {
+    pub fn new(first: &[u8]) -> Self {
+        let mut hasher = KEY.build_hasher();
+        hasher.write(first);
+        hasher.write_u8(0xff);
+        NameHasher(hasher)
+    }
+
+    /// As [`hash_of`] with no second part.
+    pub fn hash(&self) -> u64 {
+        self.0.finish()
+    }
+
+    /// As [`print_of`].
+    pub fn print(mut self, second: &[u8]) -> u64 {
+        self.0.write(second);
+        self.0.write_u8(0xfe);
+        self.0.finish()
+    }
 }
 
 /// Numbers, each filed under the hash of something the owner can compare.

@@ -63,9 +63,6 @@ impl Command for Online {
         let first = args.peek(0).unwrap_or_default();
         let trail = opened.as_mut().map(|key| key.trail(first)).unwrap_or_default();
         let whom = parse::whom(&mut args)?;
-        if let Ok(key) = &mut opened {
-            key.follow(trail);
-        }
         let (mut session, mut meta, mut condition) = (None, None, None);
         let mut times = Times::new("presence.online");
         let is_one = matches!(whom, Whom::One(_));
@@ -87,6 +84,9 @@ impl Command for Online {
                 return Err(args.unknown_option());
             }
         }
+        if let Ok(key) = &mut opened {
+            key.follow(&trail);
+        }
         let lease = times.lease(call.now())?;
 
         let mut key = opened?;
@@ -99,7 +99,16 @@ impl Command for Online {
                 let who = (*user, session.unwrap_or(""));
                 let meta = meta.map_or(MetaChange::Keep, MetaChange::To);
                 let condition = condition.unwrap_or(Condition::Always);
-                key.space().online(at, trail, who, lease, meta, condition, has_memory, &mut journal)
+                key.space().online(
+                    at,
+                    &trail,
+                    who,
+                    lease,
+                    meta,
+                    condition,
+                    has_memory,
+                    &mut journal,
+                )
             }
             Whom::Many(list) => {
                 let list: Vec<(&str, &str)> =

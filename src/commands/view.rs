@@ -18,7 +18,7 @@ fn reply_session(ctx: Context, session: Record<'_>) {
     ctx.reply_bulk(b"joined_at");
     ctx.reply_count(session.joined_at());
     ctx.reply_bulk(b"expires_at");
-    ctx.reply_count(session.lease());
+    ctx.reply_count(session.lease().until());
     ctx.reply_bulk(b"meta");
     match session.meta() {
         Some(meta) => ctx.reply_bulk(meta),

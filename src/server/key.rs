@@ -319,8 +319,10 @@ impl<'a> SpaceKey<'a> {
     }
 
     /// Has brought near what the search looks at next.
-    pub fn follow(&mut self, trail: Trail) {
-        near::fetch(self.space().further(trail));
+    pub fn follow(&mut self, trail: &Trail) {
+        if let Some(mark) = self.space().further(trail) {
+            near::fetch(mark);
+        }
     }
 
     /// The journal for what is decided now. It begins with what others must know before that.

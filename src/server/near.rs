@@ -3,16 +3,9 @@
 //! A heartbeat of a large space waits for memory twice, each time for longer than anything else
 //! in it takes. Asked for in time, the memory comes while the rest of the command is looked at.
 
-/// Bytes of a cache line.
-const LINE: usize = 64;
-/// So many lines of one thing are asked for: the names and the lease of a session are in them.
-const MOST_LINES: usize = 2;
-
-/// Has the beginning of `bytes` brought near, without waiting for it.
-pub fn fetch(bytes: &[u8]) {
-    for line in bytes.chunks(LINE).take(MOST_LINES) {
-        fetch_line(line.as_ptr());
-    }
+/// Has the cache line brought near in which something begins, without waiting for it.
+pub fn fetch<T: ?Sized>(what: &T) {
+    fetch_line(std::ptr::from_ref(what).cast());
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -4,16 +4,24 @@
 //! of its records, one behind the other, and a number is a place in it. A removal lowers the
 //! numbers of those behind by one.
 
-use super::record::{Packed, Record};
-use crate::collections::Blocks;
+use super::record::{Lease, Record, RecordMut, NONE};
+use crate::collections::{print_of, Blocks};
 
 /// A record that is longer than this is not for a row: whoever comes or goes moves those behind.
 const LARGEST_IN_ROW: usize = 8 << 10;
 
+/// What is kept of one of many beside its record: all that a heartbeat needs.
+#[derive(Clone, Copy, Default)]
+pub struct Mark {
+    lease: Lease,
+    /// By what the session is told from others without a look at its names: see [`print_of`].
+    print: u64,
+}
+
 #[derive(Clone)]
 pub enum Kept {
     Row(Box<[u8]>),
-    Blocks(Box<Blocks>),
+    Blocks(Box<Blocks<Mark>>),
 }
 
 impl Default for Kept {
@@ -47,7 +55,7 @@ impl Kept {
 
     /// Whether such a record can be one of a few.
     pub fn fits_row(record: Record<'_>) -> bool {
-        record.short_len() <= LARGEST_IN_ROW
+        record.len() <= LARGEST_IN_ROW
     }
 
     /// Number of sessions.
@@ -58,54 +66,109 @@ impl Kept {
         }
     }
 
-    /// The bytes of a record, and possibly some more.
-    pub fn get(&self, id: u32) -> Option<&[u8]> {
+    pub fn get(&self, id: u32) -> Option<Record<'_>> {
         match self {
-            Kept::Blocks(blocks) => blocks.get(id),
-            Kept::Row(row) => in_row(row).nth(id as usize),
+            Kept::Blocks(blocks) => {
+                Some(Record::with_lease(blocks.get(id)?, blocks.mark(id)?.lease))
+            }
+            Kept::Row(row) => in_row(row).nth(id as usize).map(Record::of),
         }
     }
 
-    pub fn get_mut(&mut self, id: u32) -> Option<&mut [u8]> {
-        match self {
-            Kept::Blocks(blocks) => blocks.get_mut(id),
+    /// A record whose notes are to be changed.
+    pub fn get_mut(&mut self, id: u32) -> Option<RecordMut<'_>> {
+        let bytes = match self {
+            Kept::Blocks(blocks) => blocks.get_mut(id)?,
             Kept::Row(row) => {
                 let (begin, length) = place_in(row, id)?;
-                row.get_mut(begin..begin + length)
+                row.get_mut(begin..begin + length)?
             }
+        };
+        Some(RecordMut::of(bytes))
+    }
+
+    /// The lease of a record, which of one of many is not looked at.
+    pub fn lease(&self, id: u32) -> Option<Lease> {
+        match self {
+            Kept::Blocks(blocks) => blocks.mark(id).map(|mark| mark.lease),
+            Kept::Row(_) => self.get(id).map(Record::lease),
+        }
+    }
+
+    pub fn set_lease(&mut self, id: u32, lease: Lease) {
+        if let Kept::Blocks(blocks) = self {
+            if let Some(mark) = blocks.mark_mut(id) {
+                mark.lease = lease;
+            }
+        } else if let Some(mut record) = self.get_mut(id) {
+            record.set_lease(lease);
+        }
+    }
+
+    /// Whether it is the one of many that has this print.
+    pub fn has_print(&self, id: u32, print: u64) -> bool {
+        match self {
+            Kept::Blocks(blocks) => blocks.mark(id).is_some_and(|mark| mark.print == print),
+            Kept::Row(_) => false,
+        }
+    }
+
+    /// What is kept of one of many beside its record, for who can have it brought near.
+    pub fn mark(&self, id: u32) -> Option<&Mark> {
+        match self {
+            Kept::Blocks(blocks) => blocks.mark(id),
+            Kept::Row(_) => None,
         }
     }
 
     /// Keeps a copy of a record, without its notes.
     pub fn insert(&mut self, record: Record<'_>) -> u32 {
         match self {
-            Kept::Blocks(blocks) if record.is_long() => blocks.insert(record.block()),
-            Kept::Blocks(blocks) => blocks.insert(Packed::long(record).read().block()),
+            Kept::Blocks(blocks) => {
+                let print = print_of(record.user(), record.session());
+                let id = blocks.insert(record.block(), Mark { lease: record.lease(), print });
+                if let Some(bytes) = blocks.get_mut(id) {
+                    RecordMut::of(bytes).note(NONE, NONE);
+                }
+                id
+            }
             Kept::Row(row) => {
                 let id = in_row(row).count() as u32;
                 let mut bytes = std::mem::take(row).into_vec();
-                bytes.reserve_exact(record.short_len());
-                record.append_short(&mut bytes);
+                bytes.reserve_exact(record.len());
+                record.append_to(&mut bytes);
                 *row = bytes.into();
                 id
             }
         }
     }
 
-    /// Changes a record where the new one, which is of the same kind, can be kept in the old one's
-    /// place. Returns false, and does nothing, where it cannot.
+    /// Changes a record where the new one, of the same names, can be kept in the old one's place;
+    /// its notes stay. Returns false, and does nothing, where it cannot.
     pub fn replace(&mut self, id: u32, record: Record<'_>) -> bool {
+        let Some(old) = self.get(id) else { return false };
+        let (group, filed) = (old.group(), old.filed());
         match self {
-            Kept::Blocks(blocks) => blocks.replace(id, record.block()),
+            Kept::Blocks(blocks) => {
+                if !blocks.replace(id, record.block()) {
+                    return false;
+                }
+                if let Some(bytes) = blocks.get_mut(id) {
+                    RecordMut::of(bytes).note(group, filed);
+                }
+            }
             Kept::Row(row) => {
                 let Some((begin, length)) = place_in(row, id) else { return false };
                 let mut bytes = std::mem::take(row).into_vec();
                 bytes.reserve_exact(record.len().saturating_sub(length));
                 bytes.splice(begin..begin + length, record.block().iter().copied());
                 *row = bytes.into();
-                true
+                if let Some(mut record) = self.get_mut(id) {
+                    record.set_group(group);
+                }
             }
         }
+        true
     }
 
     /// Takes a record away. Returns the number of the record that has `id` from now on instead of
@@ -124,24 +187,28 @@ impl Kept {
     }
 
     /// All records with their numbers.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &[u8])> {
+    pub fn iter(&self) -> impl Iterator<Item = (u32, Record<'_>)> {
         let (row, blocks) = match self {
             Kept::Row(row) => (Some(row), None),
             Kept::Blocks(blocks) => (None, Some(blocks)),
         };
-        let row = row.into_iter().flat_map(|row| (0..).zip(in_row(row)));
-        row.chain(blocks.into_iter().flat_map(|blocks| blocks.iter()))
+        let row = row.into_iter().flat_map(|row| (0..).zip(in_row(row).map(Record::of)));
+        let blocks = blocks.into_iter().flat_map(|blocks| blocks.iter());
+        row.chain(blocks.map(|(id, bytes, mark)| (id, Record::with_lease(bytes, mark.lease))))
     }
 
-    /// Does something to each record.
-    pub fn for_each_mut(&mut self, mut change: impl FnMut(&mut [u8])) {
+    /// Changes the lease of each record.
+    pub fn change_leases(&mut self, change: impl Fn(Lease) -> Lease) {
         match self {
-            Kept::Blocks(blocks) => blocks.values_mut().for_each(change),
+            Kept::Blocks(blocks) => {
+                blocks.marks_mut().for_each(|mark| mark.lease = change(mark.lease));
+            }
             Kept::Row(row) => {
                 let mut rest = &mut **row;
-                while let Some((record, behind)) = rest.split_at_mut_checked(Record::of(rest).len())
+                while let Some((bytes, behind)) = rest.split_at_mut_checked(Record::of(rest).len())
                 {
-                    change(record);
+                    let mut record = RecordMut::of(bytes);
+                    record.set_lease(change(record.read().lease()));
                     rest = behind;
                 }
             }
@@ -152,7 +219,7 @@ impl Kept {
     pub fn heap_bytes(&self) -> usize {
         match self {
             Kept::Row(row) => super::allocated(row.len()),
-            Kept::Blocks(blocks) => size_of::<Blocks>() + blocks.heap_bytes(),
+            Kept::Blocks(blocks) => size_of::<Blocks<Mark>>() + blocks.heap_bytes(),
         }
     }
 }

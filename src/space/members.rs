@@ -17,10 +17,10 @@
 //! process runs: a walk over the places that stops and goes on later meets everybody who was there
 //! throughout exactly once.
 
-use super::kept::Kept;
-use super::record::{Packed, Record, RecordMut, NONE, SHORT_GROUPS};
+use super::kept::{Kept, Mark};
+use super::record::{Lease, Packed, Record, NONE, SHORT_GROUPS};
 use super::{Text, Timestamp};
-use crate::collections::{hash_of, DueHeap, HashIndex, Positions, Slab};
+use crate::collections::{hash_of, DueHeap, HashIndex, NameHasher, Positions, Slab};
 
 /// Up to so many sessions a look through all of them is as quick as an index and costs nothing.
 const FEW: usize = 8;
@@ -120,22 +120,18 @@ pub struct Members {
 
 impl Positions for Kept {
     fn moved(&mut self, id: u32, position: u32) {
-        if let Some(block) = self.get_mut(id) {
-            RecordMut::of(block).set_filed(position);
+        if let Some(mut record) = self.get_mut(id) {
+            record.set_filed(position);
         }
     }
 }
 
-fn record(blocks: &Kept, id: u32) -> Option<Record<'_>> {
-    blocks.get(id).map(Record::of)
-}
-
 fn user_hash(blocks: &Kept, id: u32) -> u64 {
-    record(blocks, id).map_or(0, |record| hash_of(record.user(), b""))
+    blocks.get(id).map_or(0, |record| hash_of(record.user(), b""))
 }
 
 fn session_hash(blocks: &Kept, id: u32) -> u64 {
-    record(blocks, id).map_or(0, |record| hash_of(record.user(), record.session()))
+    blocks.get(id).map_or(0, |record| hash_of(record.user(), record.session()))
 }
 
 /// The place of a user in the order of the hashes.
@@ -145,8 +141,14 @@ fn place_of(hash: u64) -> u32 {
 
 /// What a search for a user begins with, so that it need not be made twice: the hash of the name,
 /// where it is known.
-#[derive(Clone, Copy, Default)]
-pub struct Trail(Option<u64>);
+#[derive(Clone, Default)]
+pub struct Trail(Option<NameHasher>);
+
+impl Trail {
+    fn hasher(&self, user: &[u8]) -> NameHasher {
+        self.0.clone().unwrap_or_else(|| NameHasher::new(user))
+    }
+}
 
 /// A user as a reader sees it: the sessions that are live.
 pub struct User<'a> {
@@ -189,7 +191,12 @@ impl Members {
     }
 
     pub fn record(&self, id: u32) -> Option<Record<'_>> {
-        record(&self.blocks, id)
+        self.blocks.get(id)
+    }
+
+    /// The lease of one session, which itself is not looked at where it is one of many.
+    pub fn lease(&self, id: u32) -> Option<Lease> {
+        self.blocks.lease(id)
     }
 
     fn group(&self, record: Record<'_>) -> Option<&Group> {
@@ -198,55 +205,60 @@ impl Members {
 
     /// Where the search for a user begins.
     pub fn trail(&self, user: &[u8]) -> Trail {
-        Trail(self.indexes.as_ref().map(|_| hash_of(user, b"")))
+        Trail(self.indexes.as_ref().map(|_| NameHasher::new(user)))
     }
 
     /// The memory that a search looks at first, and is not read here: who can, has it brought
     /// near before it is needed.
-    pub fn first_look(&self, trail: Trail) -> &[u8] {
-        let indexes = self.indexes.as_ref().zip(trail.0);
-        indexes.map_or(&[], |(indexes, hash)| indexes.by_user.line_at(hash))
+    pub fn first_look(&self, trail: &Trail) -> &[u8] {
+        let indexes = self.indexes.as_ref().zip(trail.0.as_ref());
+        indexes.map_or(&[], |(indexes, hasher)| indexes.by_user.line_at(hasher.hash()))
     }
 
-    /// The memory that a search looks at next, most probably, as the first tells.
-    pub fn second_look(&self, trail: Trail) -> &[u8] {
-        let indexes = self.indexes.as_ref().zip(trail.0);
-        let id = indexes.and_then(|(indexes, hash)| indexes.by_user.guess(hash));
-        id.and_then(|id| self.blocks.get(id)).unwrap_or_default()
+    /// The session that the search most probably leads to, as the first look tells.
+    fn guess(&self, trail: &Trail) -> Option<u32> {
+        let (indexes, hasher) = self.indexes.as_ref().zip(trail.0.as_ref())?;
+        indexes.by_user.guess(hasher.hash())
+    }
+
+    /// The memory that a renewal most probably looks at next.
+    pub fn second_look(&self, trail: &Trail) -> Option<&Mark> {
+        self.blocks.mark(self.guess(trail)?)
     }
 
     /// The session that stands for the user.
     pub fn anchor(&self, user: &[u8]) -> Option<u32> {
-        self.anchor_by(self.trail(user), user)
+        self.anchor_by(&self.trail(user), user)
     }
 
-    fn anchor_by(&self, trail: Trail, user: &[u8]) -> Option<u32> {
+    fn anchor_by(&self, trail: &Trail, user: &[u8]) -> Option<u32> {
         let Some(indexes) = &self.indexes else {
-            let mut blocks = self.blocks.iter().map(|(id, block)| (id, Record::of(block)));
-            let (id, record) = blocks.find(|(_, record)| record.user() == user)?;
+            let (id, record) = self.blocks.iter().find(|(_, record)| record.user() == user)?;
             let first = self.group(record).and_then(|group| group.sessions.first());
             return Some(first.copied().unwrap_or(id));
         };
-        let hash = trail.0.unwrap_or_else(|| hash_of(user, b""));
+        let hash = trail.hasher(user).hash();
         indexes.by_user.find(hash, |id| self.record(id).is_some_and(|record| record.user() == user))
     }
 
     /// One session.
     pub fn find(&self, user: &[u8], session: &[u8]) -> Option<u32> {
-        self.find_by(self.trail(user), user, session)
+        self.find_by(&self.trail(user), user, session)
     }
 
     /// One session, by the trail of its user.
-    pub fn find_by(&self, trail: Trail, user: &[u8], session: &[u8]) -> Option<u32> {
+    pub fn find_by(&self, trail: &Trail, user: &[u8], session: &[u8]) -> Option<u32> {
         let Some(indexes) = &self.indexes else {
-            let mut blocks = self.blocks.iter();
-            return blocks.find(|(_, block)| Record::of(block).is(user, session)).map(|(id, _)| id);
+            return self.blocks.iter().find(|(_, it)| it.is(user, session)).map(|(id, _)| id);
         };
+        let hasher = trail.hasher(user);
+        let (hash, print) = (hasher.hash(), hasher.print(session));
+        if let Some(id) = indexes.by_user.find(hash, |id| self.blocks.has_print(id, print)) {
+            debug_assert!(self.record(id).is_some_and(|record| record.is(user, session)));
+            return Some(id);
+        }
         let anchor = self.anchor_by(trail, user)?;
         let record = self.record(anchor)?;
-        if record.session() == session {
-            return Some(anchor);
-        }
         if record.group() == NONE {
             return None;
         }
@@ -257,8 +269,13 @@ impl Members {
 
     /// The trails of these users, [`AT_ONCE`] at most, with everything near that lies on them.
     /// Each search waits for memory twice, one after the other; here all wait for it together.
-    pub fn trails<'a>(&self, users: impl Iterator<Item = &'a [u8]>) -> [Trail; AT_ONCE] {
-        let mut trails = [Trail(None); AT_ONCE];
+    /// `whole` says that what is found will be looked at, and not only renewed.
+    pub fn trails<'a>(
+        &self,
+        users: impl Iterator<Item = &'a [u8]>,
+        whole: bool,
+    ) -> [Trail; AT_ONCE] {
+        let mut trails = [const { Trail(None) }; AT_ONCE];
         if self.indexes.is_none() {
             return trails;
         }
@@ -269,10 +286,16 @@ impl Members {
         }
         let known = trails.get(..count).unwrap_or_default();
         for trail in known {
-            seen ^= self.first_look(*trail).first().copied().unwrap_or(0);
+            seen ^= self.first_look(trail).first().copied().unwrap_or(0);
         }
         for trail in known {
-            seen ^= self.second_look(*trail).first().copied().unwrap_or(0);
+            let Some(id) = self.guess(trail) else { continue };
+            let lease = self.blocks.lease(id).unwrap_or_default();
+            seen ^= lease.is_lingering() as u8;
+            if whole {
+                let record = self.blocks.get(id);
+                seen ^= record.and_then(|record| record.user().first().copied()).unwrap_or(0);
+            }
         }
         // Nothing is done with the bytes, but they must be read.
         std::hint::black_box(seen);
@@ -305,11 +328,11 @@ impl Members {
 
     /// A user who is online at `now`.
     pub fn user(&self, user: &[u8], now: Timestamp) -> Option<User<'_>> {
-        self.user_by(self.trail(user), user, now)
+        self.user_by(&self.trail(user), user, now)
     }
 
     /// A user who is online at `now`, by the trail.
-    pub fn user_by(&self, trail: Trail, user: &[u8], now: Timestamp) -> Option<User<'_>> {
+    pub fn user_by(&self, trail: &Trail, user: &[u8], now: Timestamp) -> Option<User<'_>> {
         self.user_at(self.anchor_by(trail, user)?, now)
     }
 
@@ -322,8 +345,8 @@ impl Members {
     fn in_order(&self, from: u64) -> impl Iterator<Item = (u64, u32)> + '_ {
         let (mut ready, mut next) = (Vec::new(), Some(from));
         if self.indexes.is_none() {
-            let anchors = self.blocks.iter().filter(|(id, block)| {
-                let group = self.group(Record::of(block));
+            let anchors = self.blocks.iter().filter(|(id, record)| {
+                let group = self.group(*record);
                 group.is_none_or(|group| group.sessions.first() == Some(id))
             });
             let hashed = anchors.map(|(id, _)| (user_hash(&self.blocks, id), id));
@@ -367,8 +390,7 @@ impl Members {
 
     /// Every session with the time its user came online; for saving and for digests.
     pub fn all(&self) -> impl Iterator<Item = (Record<'_>, Timestamp)> {
-        self.blocks.iter().map(|(_, block)| {
-            let record = Record::of(block);
+        self.blocks.iter().map(|(_, record)| {
             (record, self.group(record).map_or(record.joined_at(), |group| group.joined_at))
         })
     }
@@ -404,20 +426,19 @@ impl Members {
                 let hash = session_hash(blocks, id);
                 indexes.by_session.insert(hash, id, |other| session_hash(blocks, other));
             }
-            indexes.leases.push(new.lease(), id, &mut self.blocks);
+            indexes.leases.push(new.lease().until(), id, &mut self.blocks);
         }
     }
 
     fn set_group(&mut self, id: u32, group: u32) {
-        if let Some(block) = self.blocks.get_mut(id) {
-            RecordMut::of(block).set_group(group);
+        if let Some(mut record) = self.blocks.get_mut(id) {
+            record.set_group(group);
         }
     }
 
     /// The group of the user whose anchor this is, and whether it had to be made.
     fn group_of(&mut self, anchor: u32, since: Timestamp) -> (u32, bool) {
-        let Some(block) = self.blocks.get_mut(anchor) else { return (NONE, false) };
-        let mut record = RecordMut::of(block);
+        let Some(mut record) = self.blocks.get_mut(anchor) else { return (NONE, false) };
         if record.read().group() != NONE {
             return (record.read().group(), false);
         }
@@ -432,8 +453,7 @@ impl Members {
     fn rebuild(&mut self, indexes: Option<Box<Indexes>>) {
         let blocks = if indexes.is_some() { Kept::for_many() } else { Kept::default() };
         let old = std::mem::replace(self, Members { blocks, groups: None, indexes });
-        for (id, block) in old.blocks.iter() {
-            let anchor = Record::of(block);
+        for (id, anchor) in old.blocks.iter() {
             match old.group(anchor) {
                 None => self.insert(anchor, anchor.joined_at()),
                 Some(group) if group.sessions.first() == Some(&id) => {
@@ -448,7 +468,7 @@ impl Members {
 
     /// The session that had the number `old` has the number `new`: tells all who know it.
     fn renumber(&mut self, old: u32, new: u32) {
-        let Some(record) = record(&self.blocks, new) else { return };
+        let Some(record) = self.blocks.get(new) else { return };
         let (group, filed) = (record.group(), record.filed());
         let (mut is_anchor, mut in_group) = (true, false);
         if let Some(group) = self.groups.as_mut().and_then(|groups| groups.slab.get_mut(group)) {
@@ -485,14 +505,15 @@ impl Members {
 
     /// Takes a session out.
     pub fn remove(&mut self, id: u32) -> Option<Packed> {
-        let removed = Packed::from(self.record(id)?);
+        let gone = self.record(id)?;
+        let (removed, group, filed) = (Packed::from(gone), gone.group(), gone.filed());
         let gone = removed.read();
-        let of_group = self.groups.as_mut().and_then(|groups| groups.take(gone.group(), id));
+        let of_group = self.groups.as_mut().and_then(|groups| groups.take(group, id));
         let (is_anchor, heir) = of_group.unwrap_or((true, None));
         if let Some(indexes) = &mut self.indexes {
-            indexes.leases.remove(gone.filed(), &mut self.blocks);
+            indexes.leases.remove(filed, &mut self.blocks);
             let blocks = &self.blocks;
-            if gone.group() != NONE {
+            if group != NONE {
                 let hash = hash_of(gone.user(), gone.session());
                 let by_session = &mut indexes.by_session;
                 by_session.remove(hash, |other| other == id, |other| session_hash(blocks, other));
@@ -513,7 +534,7 @@ impl Members {
         self.free(id);
         if self.indexes.is_some()
             && self.blocks.len() * 4 < FEW
-            && self.blocks.iter().all(|(_, block)| Kept::fits_row(Record::of(block)))
+            && self.blocks.iter().all(|(_, record)| Kept::fits_row(record))
         {
             self.rebuild(None);
         }
@@ -522,15 +543,13 @@ impl Members {
 
     /// Writes a lease. The order is touched only where the lease is now earlier than it says.
     pub fn set_lease(&mut self, id: u32, lease: Timestamp, lingering: bool) {
-        let Some(block) = self.blocks.get_mut(id) else { return };
-        let mut record = RecordMut::of(block);
-        let shorter = lease < record.read().lease();
-        record.set_lease(lease);
-        if record.read().is_lingering() != lingering {
-            record.set_lingering(lingering);
+        let Some(before) = self.blocks.lease(id) else { return };
+        self.blocks.set_lease(id, Lease::new(lease, lingering));
+        if lease >= before.until() {
+            return;
         }
-        let filed = record.read().filed();
-        if let Some(indexes) = self.indexes.as_mut().filter(|_| shorter) {
+        let filed = self.record(id).map_or(NONE, Record::filed);
+        if let Some(indexes) = &mut self.indexes {
             if indexes.leases.due_at(filed).is_some_and(|due| lease < due) {
                 indexes.leases.refile(filed, lease, &mut self.blocks);
             }
@@ -550,7 +569,11 @@ impl Members {
         if self.blocks.replace(id, changed) {
             return id;
         }
+        let (group, filed) = self.record(id).map_or((NONE, NONE), |old| (old.group(), old.filed()));
         let new = self.blocks.insert(changed);
+        if let Some(mut record) = self.blocks.get_mut(new) {
+            record.note(group, filed);
+        }
         self.renumber(id, new);
         self.free(id);
         new
@@ -558,11 +581,9 @@ impl Members {
 
     /// Every lease becomes at least `until`.
     pub fn extend_all(&mut self, until: Timestamp) {
-        self.blocks.for_each_mut(|block| {
-            let mut record = RecordMut::of(block);
-            if record.read().lease() < until {
-                record.set_lease(until);
-            }
+        self.blocks.change_leases(|lease| match lease.until() < until {
+            true => Lease::new(until, lease.is_lingering()),
+            false => lease,
         });
     }
 
@@ -571,7 +592,7 @@ impl Members {
     pub fn next_lease(&self) -> Option<Timestamp> {
         match &self.indexes {
             Some(indexes) => indexes.leases.peek().map(|(due, _)| due),
-            None => self.blocks.iter().map(|(_, block)| Record::of(block).lease()).min(),
+            None => self.blocks.iter().map(|(_, record)| record.lease().until()).min(),
         }
     }
 
@@ -584,20 +605,20 @@ impl Members {
     ) -> Result<Option<u32>, OutOfTime> {
         let Some(indexes) = &mut self.indexes else {
             let mut blocks = self.blocks.iter();
-            return Ok(blocks.find(|(_, block)| !Record::of(block).is_live(now)).map(|(id, _)| id));
+            return Ok(blocks.find(|(_, record)| !record.is_live(now)).map(|(id, _)| id));
         };
         while let Some((due, id)) = indexes.leases.peek() {
             if due > now {
                 break;
             }
-            let Some(record) = record(&self.blocks, id) else { break };
+            let Some(record) = self.blocks.get(id) else { break };
             if !record.is_live(now) {
                 return Ok(Some(id));
             }
             if !may_go_on() {
                 return Err(OutOfTime);
             }
-            let (filed, lease) = (record.filed(), record.lease());
+            let (filed, lease) = (record.filed(), record.lease().until());
             indexes.leases.refile(filed, lease, &mut self.blocks);
         }
         Ok(None)

@@ -20,11 +20,12 @@ mod record;
 pub use effect::{Effect, Silent, Sink};
 pub use event::{Event, Kind, Reason};
 pub use history::{History, Retention};
+pub use kept::Mark;
 pub use members::{OutOfTime, Trail, User};
 pub use record::Record;
 
 use members::{Members, AT_ONCE};
-use record::Packed;
+use record::{Lease, Packed};
 
 /// Unix time in milliseconds.
 pub type Timestamp = u64;
@@ -182,11 +183,12 @@ impl Space {
     /// Where the search for a user begins, and the memory that it looks at first.
     pub fn trail(&self, user: &[u8]) -> (Trail, &[u8]) {
         let trail = self.members.trail(user);
-        (trail, self.members.first_look(trail))
+        let first = self.members.first_look(&trail);
+        (trail, first)
     }
 
-    /// The memory that the search most probably looks at next. Reads what it looks at first.
-    pub fn further(&self, trail: Trail) -> &[u8] {
+    /// The memory that a renewal most probably looks at next. Reads what it looks at first.
+    pub fn further(&self, trail: &Trail) -> Option<&Mark> {
         self.members.second_look(trail)
     }
 
@@ -197,9 +199,9 @@ impl Space {
         now: Timestamp,
     ) -> impl Iterator<Item = usize> + 'a {
         users.chunks(AT_ONCE).flat_map(move |some| {
-            let trails = self.members.trails(some.iter().map(|user| user.as_bytes()));
+            let trails = self.members.trails(some.iter().map(|user| user.as_bytes()), true);
             some.iter().zip(trails).map(move |(user, trail)| {
-                let user = self.members.user_by(trail, user.as_bytes(), now);
+                let user = self.members.user_by(&trail, user.as_bytes(), now);
                 user.map_or(0, |user| user.sessions().count())
             })
         })
@@ -280,10 +282,10 @@ impl Space {
             tell(&Effect::Session {
                 user: text(record.user()),
                 session: text(record.session()),
-                lease: record.lease(),
+                lease: record.lease().until(),
                 joined_at: record.joined_at(),
                 since,
-                lingering: record.is_lingering(),
+                lingering: record.lease().is_lingering(),
                 meta: record.meta().map(text),
             });
         }
@@ -340,7 +342,7 @@ impl Space {
     ) {
         sink.effect(&Effect::Online { user, session, lease, at: at.now, meta });
         let first = self.members.anchor(user.as_bytes()).is_none();
-        let session = Packed::new(user, session, lease, at.now, meta);
+        let session = Packed::new(user, session, Lease::new(lease, false), at.now, meta);
         self.members.insert(session.read(), at.now);
         let kind = if first { Kind::Join } else { Kind::Add };
         self.session_event(at, kind, session.read(), None, sink);
@@ -424,9 +426,9 @@ impl Space {
     // ---- what is asked for ---------------------------------------------------------------
 
     /// The number of a session that is live.
-    fn live(&self, trail: Trail, who: (&str, &str), now: Timestamp) -> Option<u32> {
+    fn live(&self, trail: &Trail, who: (&str, &str), now: Timestamp) -> Option<u32> {
         let id = self.members.find_by(trail, who.0.as_bytes(), who.1.as_bytes())?;
-        self.members.record(id)?.is_live(now).then_some(id)
+        self.members.lease(id)?.is_live(now).then_some(id)
     }
 
     /// Records the end of those of a user's sessions whose leases are over.
@@ -443,8 +445,8 @@ impl Space {
         let Some(record) = self.members.record(id).filter(|record| !record.is_live(at.now)) else {
             return;
         };
-        sink.lapsed(at.now - record.lease());
-        let reason = if record.is_lingering() { Reason::Offline } else { Reason::Timeout };
+        sink.lapsed(at.now - record.lease().until());
+        let reason = if record.lease().is_lingering() { Reason::Offline } else { Reason::Timeout };
         self.end_session(at, id, reason, sink);
     }
 
@@ -501,7 +503,7 @@ impl Space {
     pub fn online<S: Sink>(
         &mut self,
         at: At,
-        trail: Trail,
+        trail: &Trail,
         (user, session): (&str, &str),
         lease: Timestamp,
         meta: MetaChange,
@@ -550,9 +552,11 @@ impl Space {
         }
         let mut places = Vec::with_capacity(sessions.len());
         for some in sessions.chunks(AT_ONCE) {
-            let trails = self.members.trails(some.iter().map(|(user, _)| user.as_bytes()));
-            places
-                .extend(some.iter().zip(trails).map(|(who, trail)| self.live(trail, *who, at.now)));
+            let users = some.iter().map(|(user, _)| user.as_bytes());
+            let trails = self.members.trails(users, false);
+            places.extend(
+                some.iter().zip(trails).map(|(who, trail)| self.live(&trail, *who, at.now)),
+            );
         }
         let new: Vec<(&str, &str)> = sessions
             .iter()
@@ -570,7 +574,7 @@ impl Space {
             let place = if new.is_empty() {
                 place
             } else {
-                self.live(self.members.trail(user.as_bytes()), (user, session), at.now)
+                self.live(&self.members.trail(user.as_bytes()), (user, session), at.now)
             };
             match place {
                 Some(id) => self.set_lease(id, (user, session), lease, false, sink),
@@ -616,7 +620,7 @@ impl Space {
             self.end_session(at, id, Reason::Offline, sink);
         } else if let Some(session) = self.members.record(id).map(Packed::from) {
             let record = session.read();
-            let lease = record.lease().min(at.now.saturating_add(linger));
+            let lease = record.lease().until().min(at.now.saturating_add(linger));
             self.set_lease(id, (text(record.user()), text(record.session())), lease, true, sink);
         }
     }
@@ -756,8 +760,8 @@ impl Space {
                 if self.members.find(user.as_bytes(), session.as_bytes()).is_some() {
                     return Err(Misfit("session is there twice"));
                 }
-                let mut session = Packed::new(user, session, lease, joined_at, meta);
-                session.change().set_lingering(lingering);
+                let lease = Lease::new(lease, lingering);
+                let session = Packed::new(user, session, lease, joined_at, meta);
                 self.members.insert(session.read(), since);
             }
             Effect::Event { at, text } => {

@@ -205,7 +205,10 @@ fn compare(space: &Space, model: &Model, now: u64) {
         let mut count = 0;
         for record in user.sessions() {
             let state = expected[text(record.session())];
-            assert_eq!((record.lease(), record.joined_at()), (state.lease, state.joined_at));
+            assert_eq!(
+                (record.lease().until(), record.joined_at()),
+                (state.lease, state.joined_at)
+            );
             assert_eq!(record.meta().map(text), state.meta.as_deref());
             count += 1;
         }
@@ -309,7 +312,7 @@ proptest! {
                         1 => Condition::IfPresent,
                         _ => Condition::Always,
                     };
-                    let reply = space.online(at, space.trail(user.as_bytes()).0, (&user, &session), now + ttl, change, condition, || true, &mut heard);
+                    let reply = space.online(at, &space.trail(user.as_bytes()).0, (&user, &session), now + ttl, change, condition, || true, &mut heard);
                     let live = model.sessions.get(&key).is_some_and(|state| state.lease > now);
                     let of_user = model.sessions.iter()
                         .filter(|((other, _), state)| *other == user && state.lease > now).count();
@@ -481,7 +484,7 @@ fn a_renewal_moves_nothing_and_memory_stays() {
         space
             .online(
                 at,
-                Trail::default(),
+                &Trail::default(),
                 (name, ""),
                 30_000,
                 MetaChange::Keep,
@@ -499,7 +502,7 @@ fn a_renewal_moves_nothing_and_memory_stays() {
             space
                 .online(
                     at,
-                    Trail::default(),
+                    &Trail::default(),
                     (name, ""),
                     lease,
                     MetaChange::Keep,
