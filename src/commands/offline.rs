@@ -62,7 +62,10 @@ impl Command for Offline {
         }
         let whom = match whom {
             Whom::One(user) => vec![(user, session)],
-            Whom::Many(list) => list,
+            Whom::Users(list) => list.into_iter().map(|(user, _)| (user, None)).collect(),
+            Whom::Sessions(list) => {
+                list.into_iter().map(|(user, session)| (user, Some(session))).collect()
+            }
         };
 
         let Some(mut key) = call.change(name)? else {

@@ -5,6 +5,7 @@ use crate::server::args::set_once;
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
 use crate::server::error::{Error, Outcome};
+use crate::server::near;
 use crate::server::settings;
 use crate::space::{At, Condition, MetaChange};
 
@@ -110,10 +111,9 @@ impl Command for Online {
                     &mut journal,
                 )
             }
-            Whom::Many(list) => {
-                let list: Vec<(&str, &str)> =
-                    list.iter().map(|(user, session)| (*user, session.unwrap_or(""))).collect();
-                key.space().online_many(at, &list, lease, has_memory, &mut journal).map(Some)
+            Whom::Users(list) | Whom::Sessions(list) => {
+                let space = key.space();
+                space.online_many(at, list, lease, has_memory, near::fetch, &mut journal).map(Some)
             }
         }
         .map_err(|refusal| Error::from((refusal, &limits)))?;

@@ -189,8 +189,10 @@ pub const SESSIONS_LIST: ArgSpec = ArgSpec::new(
 pub enum Whom<'a> {
     /// One user. `session` says which, and whether that was said.
     One(&'a str),
-    /// `USERS n …` or `SESSIONS n …`. The session is none where only the user was named.
-    Many(Vec<(&'a str, Option<&'a str>)>),
+    /// `USERS n …`, each with an empty session.
+    Users(Vec<(&'a str, &'a str)>),
+    /// `SESSIONS n …`
+    Sessions(Vec<(&'a str, &'a str)>),
 }
 
 /// Reads `user`, `USERS n user …` or `SESSIONS n user session …`. It is a list only where a number
@@ -216,8 +218,8 @@ pub fn whom<'a>(args: &mut Args<'a>) -> Result<Whom<'a>, Error> {
     let mut list = Vec::with_capacity(count);
     for _ in 0..count {
         let user = user(args.required()?.bytes())?;
-        let session = if width == 2 { Some(session(args.required()?.bytes())?) } else { None };
+        let session = if width == 2 { session(args.required()?.bytes())? } else { "" };
         list.push((user, session));
     }
-    Ok(Whom::Many(list))
+    Ok(if width == 2 { Whom::Sessions(list) } else { Whom::Users(list) })
 }

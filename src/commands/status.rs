@@ -4,6 +4,7 @@ use super::parse;
 use crate::server::call::Call;
 use crate::server::command::{Access, Command, Spec, SPACE, USER};
 use crate::server::error::Outcome;
+use crate::server::near;
 
 pub struct Status;
 
@@ -31,7 +32,8 @@ impl Command for Status {
         call.ctx.reply_array(users.len());
         match &space {
             Some(space) => {
-                space.statuses(&users, call.now()).for_each(|count| call.ctx.reply_count(count));
+                let counts = space.statuses(&users, call.now(), near::fetch);
+                counts.for_each(|count| call.ctx.reply_count(count));
             }
             None => users.iter().for_each(|_| call.ctx.reply_integer(0)),
         }

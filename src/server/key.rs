@@ -313,16 +313,12 @@ impl<'a> SpaceKey<'a> {
 
     /// Where the search for a user begins. What it looks at first is on its way from now on.
     pub fn trail(&mut self, user: &[u8]) -> Trail {
-        let (trail, first) = self.space().trail(user);
-        near::fetch(first);
-        trail
+        self.space().trail(user, near::fetch)
     }
 
     /// Has brought near what the search looks at next.
     pub fn follow(&mut self, trail: &Trail) {
-        if let Some(mark) = self.space().further(trail) {
-            near::fetch(mark);
-        }
+        self.space().follow(trail, near::fetch);
     }
 
     /// The journal for what is decided now. It begins with what others must know before that.

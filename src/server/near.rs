@@ -3,20 +3,16 @@
 //! A heartbeat of a large space waits for memory twice, each time for longer than anything else
 //! in it takes. Asked for in time, the memory comes while the rest of the command is looked at.
 
-/// Has the cache line brought near in which something begins, without waiting for it.
-pub fn fetch<T: ?Sized>(what: &T) {
-    fetch_line(std::ptr::from_ref(what).cast());
-}
-
+/// Has a cache line brought near, without waiting for it.
 #[cfg(target_arch = "x86_64")]
-fn fetch_line(at: *const u8) {
+pub fn fetch(at: *const u8) {
     use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
     // SAFETY: a hint, which reads nothing as far as the program can tell, whatever the address.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
 }
 
 #[cfg(target_arch = "aarch64")]
-fn fetch_line(at: *const u8) {
+pub fn fetch(at: *const u8) {
     // SAFETY: a hint, which reads nothing as far as the program can tell, whatever the address.
     unsafe {
         std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) at, options(nostack, preserves_flags, readonly));
@@ -24,4 +20,4 @@ fn fetch_line(at: *const u8) {
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn fetch_line(_: *const u8) {}
+pub fn fetch(_: *const u8) {}

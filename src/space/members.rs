@@ -17,10 +17,10 @@
 //! process runs: a walk over the places that stops and goes on later meets everybody who was there
 //! throughout exactly once.
 
-use super::kept::{Kept, Mark};
+use super::kept::Kept;
 use super::record::{Lease, Packed, Record, NONE, SHORT_GROUPS};
-use super::{Text, Timestamp};
-use crate::collections::{hash_of, DueHeap, HashIndex, NameHasher, Positions, Slab};
+use super::{Fetch, Text, Timestamp};
+use crate::collections::{hash_of, print_of, DueHeap, HashIndex, NameHasher, Positions, Slab};
 
 /// Up to so many sessions a look through all of them is as quick as an index and costs nothing.
 const FEW: usize = 8;
@@ -140,13 +140,20 @@ fn place_of(hash: u64) -> u32 {
 }
 
 /// What a search for a user begins with, so that it need not be made twice: the hash of the name,
-/// where it is known.
+/// where it is known, and what goes on from there to the session's.
 #[derive(Clone, Default)]
-pub struct Trail(Option<NameHasher>);
+pub struct Trail(Option<(NameHasher, u64)>);
 
 impl Trail {
-    fn hasher(&self, user: &[u8]) -> NameHasher {
-        self.0.clone().unwrap_or_else(|| NameHasher::new(user))
+    fn hash(&self, user: &[u8]) -> u64 {
+        self.0.as_ref().map_or_else(|| hash_of(user, b""), |(_, hash)| *hash)
+    }
+
+    fn print(&self, user: &[u8], session: &[u8]) -> u64 {
+        match &self.0 {
+            Some((hasher, _)) => hasher.clone().print(session),
+            None => print_of(user, session),
+        }
     }
 }
 
@@ -203,32 +210,33 @@ impl Members {
         self.groups.as_ref()?.slab.get(record.group())
     }
 
-    /// Where the search for a user begins.
-    pub fn trail(&self, user: &[u8]) -> Trail {
-        Trail(self.indexes.as_ref().map(|_| NameHasher::new(user)))
+    /// Where the search for a user begins. What it looks at first is asked for.
+    pub fn trail(&self, user: &[u8], fetch: Fetch) -> Trail {
+        let Some(indexes) = &self.indexes else { return Trail(None) };
+        let hasher = NameHasher::new(user);
+        let hash = hasher.hash();
+        fetch(indexes.by_user.line_at(hash).as_ptr());
+        Trail(Some((hasher, hash)))
     }
 
-    /// The memory that a search looks at first, and is not read here: who can, has it brought
-    /// near before it is needed.
-    pub fn first_look(&self, trail: &Trail) -> &[u8] {
-        let indexes = self.indexes.as_ref().zip(trail.0.as_ref());
-        indexes.map_or(&[], |(indexes, hasher)| indexes.by_user.line_at(hasher.hash()))
-    }
-
-    /// The session that the search most probably leads to, as the first look tells.
-    fn guess(&self, trail: &Trail) -> Option<u32> {
-        let (indexes, hasher) = self.indexes.as_ref().zip(trail.0.as_ref())?;
-        indexes.by_user.guess(hasher.hash())
-    }
-
-    /// The memory that a renewal most probably looks at next.
-    pub fn second_look(&self, trail: &Trail) -> Option<&Mark> {
-        self.blocks.mark(self.guess(trail)?)
+    /// Goes on where the trail most probably leads, and asks for what a renewal looks at next, or for
+    /// the `whole` session too.
+    pub fn follow(&self, trail: &Trail, whole: bool, fetch: Fetch) {
+        let (Some(indexes), Some((_, hash))) = (&self.indexes, &trail.0) else { return };
+        let Some(id) = indexes.by_user.guess(*hash) else { return };
+        if let Some(mark) = self.blocks.mark(id) {
+            fetch(std::ptr::from_ref(mark).cast());
+        }
+        if whole {
+            if let Some(record) = self.blocks.get(id) {
+                fetch(record.block_start());
+            }
+        }
     }
 
     /// The session that stands for the user.
     pub fn anchor(&self, user: &[u8]) -> Option<u32> {
-        self.anchor_by(&self.trail(user), user)
+        self.anchor_by(&Trail::default(), user)
     }
 
     fn anchor_by(&self, trail: &Trail, user: &[u8]) -> Option<u32> {
@@ -237,13 +245,13 @@ impl Members {
             let first = self.group(record).and_then(|group| group.sessions.first());
             return Some(first.copied().unwrap_or(id));
         };
-        let hash = trail.hasher(user).hash();
+        let hash = trail.hash(user);
         indexes.by_user.find(hash, |id| self.record(id).is_some_and(|record| record.user() == user))
     }
 
     /// One session.
     pub fn find(&self, user: &[u8], session: &[u8]) -> Option<u32> {
-        self.find_by(&self.trail(user), user, session)
+        self.find_by(&Trail::default(), user, session)
     }
 
     /// One session, by the trail of its user.
@@ -251,8 +259,7 @@ impl Members {
         let Some(indexes) = &self.indexes else {
             return self.blocks.iter().find(|(_, it)| it.is(user, session)).map(|(id, _)| id);
         };
-        let hasher = trail.hasher(user);
-        let (hash, print) = (hasher.hash(), hasher.print(session));
+        let (hash, print) = (trail.hash(user), trail.print(user, session));
         if let Some(id) = indexes.by_user.find(hash, |id| self.blocks.has_print(id, print)) {
             debug_assert!(self.record(id).is_some_and(|record| record.is(user, session)));
             return Some(id);
@@ -267,38 +274,25 @@ impl Members {
         })
     }
 
-    /// The trails of these users, [`AT_ONCE`] at most, with everything near that lies on them.
-    /// Each search waits for memory twice, one after the other; here all wait for it together.
-    /// `whole` says that what is found will be looked at, and not only renewed.
+    /// The trails of these users, [`AT_ONCE`] at most, with what lies on them on its way. Each search
+    /// waits for memory twice, one after the other; here all wait for it together. `whole` says
+    /// that what is found will be looked at, and not only renewed.
     pub fn trails<'a>(
         &self,
         users: impl Iterator<Item = &'a [u8]>,
         whole: bool,
+        fetch: Fetch,
     ) -> [Trail; AT_ONCE] {
         let mut trails = [const { Trail(None) }; AT_ONCE];
         if self.indexes.is_none() {
             return trails;
         }
-        let (mut count, mut seen) = (0, 0);
         for (trail, user) in trails.iter_mut().zip(users) {
-            *trail = self.trail(user);
-            count += 1;
+            *trail = self.trail(user, fetch);
         }
-        let known = trails.get(..count).unwrap_or_default();
-        for trail in known {
-            seen ^= self.first_look(trail).first().copied().unwrap_or(0);
+        for trail in trails.iter().take_while(|trail| trail.0.is_some()) {
+            self.follow(trail, whole, fetch);
         }
-        for trail in known {
-            let Some(id) = self.guess(trail) else { continue };
-            let lease = self.blocks.lease(id).unwrap_or_default();
-            seen ^= lease.is_lingering() as u8;
-            if whole {
-                let record = self.blocks.get(id);
-                seen ^= record.and_then(|record| record.user().first().copied()).unwrap_or(0);
-            }
-        }
-        // Nothing is done with the bytes, but they must be read.
-        std::hint::black_box(seen);
         trails
     }
 
@@ -328,7 +322,7 @@ impl Members {
 
     /// A user who is online at `now`.
     pub fn user(&self, user: &[u8], now: Timestamp) -> Option<User<'_>> {
-        self.user_by(&self.trail(user), user, now)
+        self.user_by(&Trail::default(), user, now)
     }
 
     /// A user who is online at `now`, by the trail.

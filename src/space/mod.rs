@@ -20,7 +20,6 @@ mod record;
 pub use effect::{Effect, Silent, Sink};
 pub use event::{Event, Kind, Reason};
 pub use history::{History, Retention};
-pub use kept::Mark;
 pub use members::{OutOfTime, Trail, User};
 pub use record::Record;
 
@@ -29,6 +28,8 @@ use record::{Lease, Packed};
 
 /// Unix time in milliseconds.
 pub type Timestamp = u64;
+/// Asks for memory that will be looked at soon, if whoever runs this can: a hint, which reads nothing.
+pub type Fetch = fn(at: *const u8);
 /// A JSON text, or none.
 pub type Text<'a> = Option<&'a str>;
 
@@ -180,16 +181,14 @@ impl Space {
         self.members.user(user.as_bytes(), now)
     }
 
-    /// Where the search for a user begins, and the memory that it looks at first.
-    pub fn trail(&self, user: &[u8]) -> (Trail, &[u8]) {
-        let trail = self.members.trail(user);
-        let first = self.members.first_look(&trail);
-        (trail, first)
+    /// Where the search for a user begins. What it looks at first is asked for.
+    pub fn trail(&self, user: &[u8], fetch: Fetch) -> Trail {
+        self.members.trail(user, fetch)
     }
 
-    /// The memory that a renewal most probably looks at next. Reads what it looks at first.
-    pub fn further(&self, trail: &Trail) -> Option<&Mark> {
-        self.members.second_look(trail)
+    /// Asks for what a renewal looks at next. Waits for what was asked for first.
+    pub fn follow(&self, trail: &Trail, fetch: Fetch) {
+        self.members.follow(trail, false, fetch);
     }
 
     /// How many live sessions each of the users has at `now`, in the order given.
@@ -197,9 +196,10 @@ impl Space {
         &'a self,
         users: &'a [&str],
         now: Timestamp,
+        fetch: Fetch,
     ) -> impl Iterator<Item = usize> + 'a {
         users.chunks(AT_ONCE).flat_map(move |some| {
-            let trails = self.members.trails(some.iter().map(|user| user.as_bytes()), true);
+            let trails = self.members.trails(some.iter().map(|user| user.as_bytes()), true, fetch);
             some.iter().zip(trails).map(move |(user, trail)| {
                 let user = self.members.user_by(&trail, user.as_bytes(), now);
                 user.map_or(0, |user| user.sessions().count())
@@ -545,6 +545,7 @@ impl Space {
         sessions: &[(&str, &str)],
         lease: Timestamp,
         has_memory: impl FnOnce() -> bool,
+        fetch: Fetch,
         sink: &mut S,
     ) -> Result<usize, Refusal> {
         if self.is_closed() {
@@ -553,7 +554,7 @@ impl Space {
         let mut places = Vec::with_capacity(sessions.len());
         for some in sessions.chunks(AT_ONCE) {
             let users = some.iter().map(|(user, _)| user.as_bytes());
-            let trails = self.members.trails(users, false);
+            let trails = self.members.trails(users, false, fetch);
             places.extend(
                 some.iter().zip(trails).map(|(who, trail)| self.live(&trail, *who, at.now)),
             );
@@ -574,7 +575,7 @@ impl Space {
             let place = if new.is_empty() {
                 place
             } else {
-                self.live(&self.members.trail(user.as_bytes()), (user, session), at.now)
+                self.live(&Trail::default(), (user, session), at.now)
             };
             match place {
                 Some(id) => self.set_lease(id, (user, session), lease, false, sink),

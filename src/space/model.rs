@@ -312,7 +312,7 @@ proptest! {
                         1 => Condition::IfPresent,
                         _ => Condition::Always,
                     };
-                    let reply = space.online(at, &space.trail(user.as_bytes()).0, (&user, &session), now + ttl, change, condition, || true, &mut heard);
+                    let reply = space.online(at, &space.trail(user.as_bytes(), |_| {}), (&user, &session), now + ttl, change, condition, || true, &mut heard);
                     let live = model.sessions.get(&key).is_some_and(|state| state.lease > now);
                     let of_user = model.sessions.iter()
                         .filter(|((other, _), state)| *other == user && state.lease > now).count();
@@ -349,7 +349,7 @@ proptest! {
                     let list: Vec<(&str, &str)> =
                         names.iter().map(|(user, session)| (user.as_str(), session.as_str())).collect();
                     let before = dump(&space);
-                    match space.online_many(at, &list, now + ttl, || true, &mut heard) {
+                    match space.online_many(at, &list, now + ttl, || true, |_| {}, &mut heard) {
                         Err(_) => prop_assert_eq!(before, dump(&space)),
                         Ok(came) => {
                             let mut expected = 0;
@@ -525,7 +525,7 @@ fn admission_is_all_or_none() {
     let at = At { space: b"s", now: 1, limits };
     let mut space = Space::new(1);
     let many = |space: &mut Space, list: &[(&str, &str)], memory| {
-        space.online_many(at, list, 100, || memory, &mut Silent)
+        space.online_many(at, list, 100, || memory, |_| {}, &mut Silent)
     };
     assert_eq!(many(&mut space, &[("a", "1"), ("a", "1"), ("b", "")], true), Ok(2));
     assert_eq!(many(&mut space, &[("a", "2"), ("c", "")], true), Err(Refusal::Users));

@@ -97,6 +97,11 @@ impl<'a> Record<'a> {
         self.bytes.get(..self.len()).unwrap_or_default()
     }
 
+    /// Where the block lies.
+    pub fn block_start(self) -> *const u8 {
+        self.bytes.as_ptr()
+    }
+
     /// Length of the block.
     pub fn len(self) -> usize {
         let fixed = self.fixed_end();
