@@ -19,11 +19,12 @@ pub const APPLY: &CStr = c"PRESENCE._APPLY";
 /// So many sessions are freed at once without being felt; more are freed in the background.
 const FREED_HERE: usize = 1000;
 
-/// A batch that took no more than this keeps its memory for the next one.
+/// What took no more than this keeps its memory for the next journal.
 const SPARE_BYTES: usize = 4096;
 
 thread_local! {
-    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    /// Memory for a batch and for the texts of events.
+    static SPARE: Cell<(Vec<u8>, Vec<u8>)> = const { Cell::new((Vec::new(), Vec::new())) };
 }
 
 /// What happened to one space in one go.
@@ -51,7 +52,8 @@ pub struct Journal {
 impl Journal {
     /// For changes that are decided here.
     pub fn new(retention: Retention, held_for: u64) -> Self {
-        let mut batch = SPARE.take();
+        let (mut batch, mut events) = SPARE.take();
+        events.clear();
         codec::begin(&mut batch);
         let preface = batch.len();
         Journal {
@@ -62,7 +64,7 @@ impl Journal {
             preface,
             retention,
             keep_told: false,
-            events: Vec::new(),
+            events,
             ends: Vec::new(),
             replaying: false,
             held_for,
@@ -212,8 +214,8 @@ impl Sink for Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        if self.batch.capacity() <= SPARE_BYTES {
-            SPARE.set(std::mem::take(&mut self.batch));
+        if self.batch.capacity().max(self.events.capacity()) <= SPARE_BYTES {
+            SPARE.set((std::mem::take(&mut self.batch), std::mem::take(&mut self.events)));
         }
     }
 }

@@ -1,7 +1,6 @@
 //! A transition as JSON text: made once, here, and then published, kept and replied as it is.
 
 use super::Timestamp;
-use std::io::Write;
 
 /// What happened. The names are those of the `type` key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,10 +84,15 @@ impl<'a> Event<'a> {
 
     /// Appends the event as one JSON object, keys in the order of the contract.
     pub fn write_json(&self, out: &mut Vec<u8>) {
-        // Writing to a Vec cannot fail.
-        let _ = write!(out, "{{\"id\":\"{}-{}\",\"space\":", self.epoch, self.seq);
+        out.extend_from_slice(b"{\"id\":\"");
+        write_number(out, self.epoch);
+        out.push(b'-');
+        write_number(out, self.seq);
+        out.extend_from_slice(b"\",\"space\":");
         write_text(out, self.space);
-        let _ = write!(out, ",\"type\":\"{}\"", self.kind.name());
+        out.extend_from_slice(b",\"type\":\"");
+        out.extend_from_slice(self.kind.name().as_bytes());
+        out.push(b'"');
         if let Some(user) = self.user {
             out.extend_from_slice(b",\"user\":");
             write_text(out, user);
@@ -98,7 +102,8 @@ impl<'a> Event<'a> {
             write_text(out, self.session);
         }
         if let Some(joined_at) = self.joined_at {
-            let _ = write!(out, ",\"joined_at\":{joined_at}");
+            out.extend_from_slice(b",\"joined_at\":");
+            write_number(out, joined_at);
         }
         if let Some(meta) = self.meta {
             out.extend_from_slice(b",\"meta\":");
@@ -113,8 +118,18 @@ impl<'a> Event<'a> {
             out.extend_from_slice(b",\"message\":");
             write_text(out, message.as_bytes());
         }
-        let _ = write!(out, ",\"users\":{},\"at\":{}}}", self.users, self.at);
+        out.extend_from_slice(b",\"users\":");
+        write_number(out, self.users as u64);
+        out.extend_from_slice(b",\"at\":");
+        write_number(out, self.at);
+        out.push(b'}');
     }
+}
+
+// Writing to a Vec cannot fail.
+
+fn write_number(out: &mut Vec<u8>, number: u64) {
+    let _ = serde_json::to_writer(out, &number);
 }
 
 fn write_text(out: &mut Vec<u8>, text: &[u8]) {

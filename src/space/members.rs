@@ -390,8 +390,8 @@ impl Members {
     }
 
     /// Adds a session that is not there yet. `since` is when its user came online, where that is
-    /// earlier than anything of the user that is here.
-    pub fn insert(&mut self, new: Record<'_>, since: Timestamp) {
+    /// earlier than anything of the user that is here. Returns whether it is the user's first.
+    pub fn insert(&mut self, new: Record<'_>, since: Timestamp) -> bool {
         if self.indexes.is_none() && (self.blocks.len() >= FEW || !Kept::fits_row(new)) {
             self.rebuild(Some(Box::default()));
         }
@@ -422,6 +422,7 @@ impl Members {
             }
             indexes.leases.push(new.lease().until(), id, &mut self.blocks);
         }
+        anchor.is_none()
     }
 
     fn set_group(&mut self, id: u32, group: u32) {
@@ -449,7 +450,9 @@ impl Members {
         let old = std::mem::replace(self, Members { blocks, groups: None, indexes });
         for (id, anchor) in old.blocks.iter() {
             match old.group(anchor) {
-                None => self.insert(anchor, anchor.joined_at()),
+                None => {
+                    self.insert(anchor, anchor.joined_at());
+                }
                 Some(group) if group.sessions.first() == Some(&id) => {
                     for record in group.sessions.iter().filter_map(|id| old.record(*id)) {
                         self.insert(record, group.joined_at);
@@ -497,8 +500,8 @@ impl Members {
         }
     }
 
-    /// Takes a session out.
-    pub fn remove(&mut self, id: u32) -> Option<Packed> {
+    /// Takes a session out. Returns it, and whether it was its user's last.
+    pub fn remove(&mut self, id: u32) -> Option<(Packed, bool)> {
         let gone = self.record(id)?;
         let (removed, group, filed) = (Packed::from(gone), gone.group(), gone.filed());
         let gone = removed.read();
@@ -532,7 +535,7 @@ impl Members {
         {
             self.rebuild(None);
         }
-        Some(removed)
+        Some((removed, heir.is_none()))
     }
 
     /// Writes a lease. The order is touched only where the lease is now earlier than it says.

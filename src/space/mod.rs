@@ -25,6 +25,7 @@ pub use record::Record;
 
 use members::{Members, AT_ONCE};
 use record::{Lease, Packed};
+use std::borrow::Cow;
 
 /// Unix time in milliseconds.
 pub type Timestamp = u64;
@@ -331,6 +332,7 @@ impl Space {
         self.event(at, event, sink);
     }
 
+    /// Returns whether the user came online by this.
     fn begin_session<S: Sink>(
         &mut self,
         at: At,
@@ -339,17 +341,17 @@ impl Space {
         lease: Timestamp,
         meta: Text,
         sink: &mut S,
-    ) {
+    ) -> bool {
         sink.effect(&Effect::Online { user, session, lease, at: at.now, meta });
-        let first = self.members.anchor(user.as_bytes()).is_none();
         let session = Packed::new(user, session, Lease::new(lease, false), at.now, meta);
-        self.members.insert(session.read(), at.now);
+        let first = self.members.insert(session.read(), at.now);
         let kind = if first { Kind::Join } else { Kind::Add };
         self.session_event(at, kind, session.read(), None, sink);
+        first
     }
 
     fn end_session<S: Sink>(&mut self, at: At, id: u32, reason: Reason, sink: &mut S) {
-        let Some(session) = self.members.remove(id) else { return };
+        let Some((session, last)) = self.members.remove(id) else { return };
         let record = session.read();
         sink.effect(&Effect::Offline {
             user: text(record.user()),
@@ -357,7 +359,6 @@ impl Space {
             at: at.now,
             reason,
         });
-        let last = self.members.anchor(record.user()).is_none();
         let kind = if last { Kind::Leave } else { Kind::Remove };
         self.session_event(at, kind, record, Some(reason), sink);
     }
@@ -460,9 +461,11 @@ impl Space {
         if !has_memory() {
             return Err(Refusal::NoMemory);
         }
-        let mut sorted = new.to_vec();
-        sorted.sort_unstable();
-        sorted.dedup();
+        let mut sorted = Cow::Borrowed(new);
+        if new.len() > 1 {
+            sorted.to_mut().sort_unstable();
+            sorted.to_mut().dedup();
+        }
         let mut new_users = 0;
         for of_user in sorted.chunk_by(|a, b| a.0 == b.0) {
             let user = of_user.first().map_or("", |(user, _)| user);
@@ -491,9 +494,7 @@ impl Space {
         sink: &mut S,
     ) -> bool {
         self.end_lapsed(at, user, sink);
-        let came_online = self.members.anchor(user.as_bytes()).is_none();
-        self.begin_session(at, user, session, lease, meta, sink);
-        came_online
+        self.begin_session(at, user, session, lease, meta, sink)
     }
 
     /// Says that one session is alive until `lease`. Returns how many users came online (0 or
