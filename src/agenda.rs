@@ -4,26 +4,56 @@
 //! something to do from that moment on. Whoever follows it looks at the key and corrects the
 //! entry. One that is stale costs a look; only one that is missing would lose an expiry.
 
-use crate::collections::{hash_of, DueHeap, HashIndex, Positions, Slab};
+use crate::collections::{hash_of, Blocks, DueHeap, HashIndex, Positions};
 use crate::space::Timestamp;
 use std::collections::BTreeMap;
 
-struct Entry {
-    name: Box<[u8]>,
-    table: usize,
+/// Length of the place in the order, and of the table's number.
+const NOTE: usize = size_of::<u32>();
+/// Ends a name: there may be zeroes behind a block.
+const END: u8 = 1;
+
+/// A space, packed into one block of bytes: its place in the order by time, the number of its table,
+/// its name, [`END`].
+struct Entry<'a> {
     filed: u32,
+    table: usize,
+    name: &'a [u8],
 }
 
-impl Positions for Slab<Entry> {
+impl<'a> Entry<'a> {
+    fn of(block: &'a [u8]) -> Option<Self> {
+        let (filed, rest) = block.split_first_chunk::<NOTE>()?;
+        let (table, rest) = rest.split_first_chunk::<NOTE>()?;
+        let end = rest.iter().rposition(|byte| *byte != 0)?;
+        let name = rest.get(..end)?;
+        Some(Entry {
+            filed: u32::from_le_bytes(*filed),
+            table: u32::from_le_bytes(*table) as usize,
+            name,
+        })
+    }
+
+    /// A block for a space that is not filed yet.
+    fn packed(table: usize, name: &[u8]) -> Vec<u8> {
+        [&[0; NOTE], &(table as u32).to_le_bytes()[..], name, &[END]].concat()
+    }
+}
+
+impl Positions for Blocks {
     fn moved(&mut self, id: u32, position: u32) {
-        if let Some(entry) = self.get_mut(id) {
-            entry.filed = position;
+        if let Some(filed) = self.get_mut(id).and_then(|block| block.first_chunk_mut::<NOTE>()) {
+            *filed = position.to_le_bytes();
         }
     }
 }
 
-fn name_hash(entries: &Slab<Entry>, id: u32) -> u64 {
-    entries.get(id).map_or(0, |entry| hash_of(&entry.name, b""))
+fn entry(entries: &Blocks, id: u32) -> Option<Entry<'_>> {
+    Entry::of(entries.get(id)?)
+}
+
+fn name_hash(entries: &Blocks, id: u32) -> u64 {
+    entry(entries, id).map_or(0, |entry| hash_of(entry.name, b""))
 }
 
 /// The spaces' names of one database. Databases can be swapped, so a table knows the number of
@@ -34,15 +64,26 @@ struct Table {
     names: HashIndex,
 }
 
+/// How far a look at all spaces has come: along the hashes of the names of one table after the other,
+/// which are the same wherever entries move.
+struct Look {
+    table: usize,
+    /// From which hash on; none where there is nothing more in the table.
+    from: Option<u64>,
+    /// Names of the table that come before that.
+    ready: Vec<Box<[u8]>>,
+}
+
 /// Spaces by database and name, ordered by when they are due.
 #[derive(Default)]
 pub struct Agenda {
-    entries: Slab<Entry>,
+    /// An [`Entry`] each. A removal changes the number of another.
+    entries: Blocks,
     order: DueHeap,
     tables: Vec<Table>,
     table_of: BTreeMap<i32, usize>,
-    /// From which entry on the spaces are still to be looked at.
-    look_from: Option<u32>,
+    /// Where spaces are still to be looked at.
+    look: Option<Look>,
 }
 
 impl Agenda {
@@ -59,7 +100,7 @@ impl Agenda {
 
     fn find(&self, table: usize, name: &[u8]) -> Option<u32> {
         self.tables.get(table)?.names.find(hash_of(name, b""), |id| {
-            self.entries.get(id).is_some_and(|entry| *entry.name == *name)
+            entry(&self.entries, id).is_some_and(|entry| entry.name == name)
         })
     }
 
@@ -67,14 +108,13 @@ impl Agenda {
     pub fn schedule(&mut self, db: i32, name: &[u8], due: Timestamp) {
         let table = self.table(db);
         if let Some(id) = self.find(table, name) {
-            let Some(entry) = self.entries.get(id) else { return };
-            let filed = entry.filed;
+            let Some(Entry { filed, .. }) = entry(&self.entries, id) else { return };
             if self.order.due_at(filed) != Some(due) {
                 self.order.refile(filed, due, &mut self.entries);
             }
             return;
         }
-        let id = self.entries.insert(Entry { name: name.into(), table, filed: 0 });
+        let id = self.entries.insert(&Entry::packed(table, name));
         let entries = &self.entries;
         if let Some(table) = self.tables.get_mut(table) {
             table.names.insert(hash_of(name, b""), id, |other| name_hash(entries, other));
@@ -91,14 +131,31 @@ impl Agenda {
     }
 
     fn remove(&mut self, id: u32) {
-        let Some(entry) = self.entries.get(id) else { return };
-        let (table, filed, hash) = (entry.table, entry.filed, name_hash(&self.entries, id));
+        let Some(Entry { filed, table, .. }) = entry(&self.entries, id) else { return };
+        let hash = name_hash(&self.entries, id);
         self.order.remove(filed, &mut self.entries);
         let entries = &self.entries;
         if let Some(table) = self.tables.get_mut(table) {
             table.names.remove(hash, |other| other == id, |other| name_hash(entries, other));
         }
-        self.entries.remove(id);
+        if let Some(moved) = self.entries.remove(id) {
+            self.renumber(moved, id);
+        }
+    }
+
+    /// The space that had the number `old` has the number `new`: tells all who know it.
+    fn renumber(&mut self, old: u32, new: u32) {
+        let Some(Entry { filed, table, .. }) = entry(&self.entries, new) else { return };
+        self.order.rename(filed, new, &mut self.entries);
+        if let Some(table) = self.tables.get_mut(table) {
+            table.names.replace(name_hash(&self.entries, new), old, new);
+        }
+    }
+
+    /// The spaces of a table with their numbers, the lowest first.
+    fn of_table(&self, table: usize) -> impl Iterator<Item = (u32, Entry<'_>)> {
+        let entries = self.entries.iter().filter_map(|(id, block)| Some((id, Entry::of(block)?)));
+        entries.filter(move |(_, entry)| entry.table == table)
     }
 
     /// Whether no other database than this has spaces.
@@ -110,13 +167,9 @@ impl Agenda {
     /// Takes off all spaces of a database.
     pub fn forget_db(&mut self, db: i32) {
         let Some(&table) = self.table_of.get(&db) else { return };
-        let ids: Vec<u32> = self
-            .entries
-            .iter_from(0)
-            .filter(|(_, entry)| entry.table == table)
-            .map(|(id, _)| id)
-            .collect();
-        for id in ids {
+        let ids: Vec<u32> = self.of_table(table).map(|(id, _)| id).collect();
+        // From the last on: what a removal moves has a higher number.
+        for id in ids.into_iter().rev() {
             self.remove(id);
         }
     }
@@ -124,8 +177,7 @@ impl Agenda {
     /// The names of all spaces of a database.
     pub fn names(&self, db: i32) -> Vec<Box<[u8]>> {
         let Some(&table) = self.table_of.get(&db) else { return Vec::new() };
-        let entries = self.entries.iter_from(0).filter(|(_, entry)| entry.table == table);
-        entries.map(|(_, entry)| entry.name.clone()).collect()
+        self.of_table(table).map(|(_, entry)| entry.name.into()).collect()
     }
 
     /// Two databases have changed their numbers.
@@ -141,21 +193,44 @@ impl Agenda {
 
     /// Every space is to be looked at once, whenever it is due: see [`Agenda::next_look`].
     pub fn look_at_all(&mut self) {
-        self.look_from = Some(0);
+        self.look = Some(Look { table: 0, from: Some(0), ready: Vec::new() });
     }
 
     /// Whether there are spaces to be looked at.
     pub fn has_looks(&self) -> bool {
-        self.look_from.is_some()
+        self.look.is_some()
+    }
+
+    /// The number of the next space that is to be looked at.
+    fn next_to_look_at(&mut self) -> Option<u32> {
+        loop {
+            let look = self.look.as_mut()?;
+            while let Some(name) = look.ready.pop() {
+                let names = &self.tables.get(look.table)?.names;
+                let is = |id| entry(&self.entries, id).is_some_and(|entry| *entry.name == *name);
+                if let Some(id) = names.find(hash_of(&name, b""), is) {
+                    return Some(id);
+                }
+            }
+            match (self.tables.get(look.table), look.from) {
+                (None, _) => self.look = None,
+                (Some(_), None) => (look.table, look.from) = (look.table + 1, Some(0)),
+                (Some(table), Some(from)) => {
+                    let (found, next) = table.names.next(from, |id| name_hash(&self.entries, id));
+                    let found = found.iter().filter_map(|(_, id)| entry(&self.entries, *id));
+                    look.ready = found.map(|entry| entry.name.into()).collect();
+                    look.from = next;
+                }
+            }
+        }
     }
 
     /// The next space that is to be looked at: when it is due, its database, its name.
     pub fn next_look(&mut self) -> Option<(Timestamp, i32, &[u8])> {
-        let next = self.entries.iter_from(self.look_from?).next();
-        self.look_from = next.map(|(id, _)| id + 1);
-        let (_, entry) = next?;
+        let id = self.next_to_look_at()?;
+        let entry = entry(&self.entries, id)?;
         let due = self.order.due_at(entry.filed)?;
-        Some((due, self.tables.get(entry.table)?.db, &entry.name))
+        Some((due, self.tables.get(entry.table)?.db, entry.name))
     }
 
     /// The moment at which the first space is due.
@@ -166,8 +241,8 @@ impl Agenda {
     /// The space that is due first: since when, in which database, its name.
     pub fn first(&self) -> Option<(Timestamp, i32, &[u8])> {
         let (due, id) = self.order.peek()?;
-        let entry = self.entries.get(id)?;
-        Some((due, self.tables.get(entry.table)?.db, &entry.name))
+        let entry = entry(&self.entries, id)?;
+        Some((due, self.tables.get(entry.table)?.db, entry.name))
     }
 
     /// How many spaces are due at `now`.
@@ -177,7 +252,7 @@ impl Agenda {
         due
     }
 
-    /// Bytes on the heap but for the names, estimated.
+    /// Bytes on the heap, estimated.
     pub fn heap_bytes(&self) -> usize {
         let names: usize = self.tables.iter().map(|table| table.names.heap_bytes()).sum();
         self.entries.heap_bytes() + self.order.heap_bytes() + names
@@ -196,15 +271,24 @@ mod tests {
         Forget(i32, u8),
         ForgetDb(i32),
         Swap(i32, i32),
+        Look(usize),
     }
 
     fn op() -> impl Strategy<Value = Op> {
         prop_oneof![
-            6 => (0..3, 0..40u8, 0..1000u64).prop_map(|(db, name, due)| Op::Schedule(db, name, due)),
-            3 => (0..3, 0..40u8).prop_map(|(db, name)| Op::Forget(db, name)),
+            12 => (0..3, 0..40u8, 0..1000u64).prop_map(|(db, name, due)| Op::Schedule(db, name, due)),
+            6 => (0..3, 0..40u8).prop_map(|(db, name)| Op::Forget(db, name)),
             1 => (0..3).prop_map(Op::ForgetDb),
-            1 => (0..3, 0..3).prop_map(|(a, b)| Op::Swap(a, b)),
+            2 => (0..3, 0..3).prop_map(|(a, b)| Op::Swap(a, b)),
+            4 => (0..30usize).prop_map(Op::Look),
         ]
+    }
+
+    /// Names of many lengths, all but a few ending in zeroes.
+    fn name(number: u8) -> Vec<u8> {
+        let mut name = vec![number];
+        name.resize(1 + usize::from(number % 16).pow(2) * 3, 0);
+        name
     }
 
     proptest! {
@@ -212,15 +296,17 @@ mod tests {
         fn behaves_like_a_map(ops in prop::collection::vec(op(), 0..300)) {
             let mut agenda = Agenda::default();
             let mut model: BTreeMap<(i32, u8), u64> = BTreeMap::new();
+            // Who was there when the look began, was there since, and was not looked at.
+            let mut waiting: BTreeSet<(i32, u8)> = BTreeSet::new();
             for op in ops {
                 match op {
-                    Op::Schedule(db, name, due) => {
-                        agenda.schedule(db, &[name], due);
-                        model.insert((db, name), due);
+                    Op::Schedule(db, number, due) => {
+                        agenda.schedule(db, &name(number), due);
+                        model.insert((db, number), due);
                     }
-                    Op::Forget(db, name) => {
-                        agenda.forget(db, &[name]);
-                        model.remove(&(db, name));
+                    Op::Forget(db, number) => {
+                        agenda.forget(db, &name(number));
+                        model.remove(&(db, number));
                     }
                     Op::ForgetDb(db) => {
                         agenda.forget_db(db);
@@ -230,16 +316,34 @@ mod tests {
                         agenda.swap_dbs(a, b);
                         let swap = |db| if db == a { b } else if db == b { a } else { db };
                         model = model.into_iter().map(|((db, name), due)| ((swap(db), name), due)).collect();
+                        waiting = waiting.into_iter().map(|(db, name)| (swap(db), name)).collect();
+                    }
+                    Op::Look(count) => {
+                        if !agenda.has_looks() {
+                            agenda.look_at_all();
+                            waiting = model.keys().copied().collect();
+                        }
+                        for _ in 0..count {
+                            let Some((due, db, of)) = agenda.next_look() else {
+                                prop_assert!(waiting.is_empty());
+                                break;
+                            };
+                            prop_assert_eq!(of, name(of[0]));
+                            prop_assert_eq!(model.get(&(db, of[0])), Some(&due));
+                            waiting.remove(&(db, of[0]));
+                        }
                     }
                 }
+                waiting.retain(|key| model.contains_key(key));
                 prop_assert_eq!(agenda.len(), model.len());
                 prop_assert_eq!(agenda.next_due(), model.values().min().copied());
                 prop_assert_eq!(agenda.backlog(500), model.values().filter(|due| **due <= 500).count());
             }
             for db in 0..3 {
-                let names = agenda.names(db).into_iter().map(|name| (db, name[0]));
-                let expected = model.keys().copied().filter(|(of, _)| *of == db);
-                prop_assert_eq!(names.collect::<BTreeSet<_>>(), expected.collect::<BTreeSet<_>>());
+                let names = agenda.names(db);
+                let expected: BTreeSet<_> =
+                    model.keys().filter(|(of, _)| *of == db).map(|(_, number)| name(*number)).collect();
+                prop_assert_eq!(names.into_iter().map(Vec::from).collect::<BTreeSet<_>>(), expected);
             }
             agenda.look_at_all();
             let mut looked = BTreeMap::new();
@@ -256,5 +360,17 @@ mod tests {
             }
             prop_assert!(model.is_empty());
         }
+    }
+
+    #[test]
+    fn a_space_takes_little() {
+        let mut agenda = Agenda::default();
+        for n in 0..100_000 {
+            agenda.schedule(0, format!("space{n:06}").as_bytes(), n);
+        }
+        let full = agenda.heap_bytes();
+        assert!(full < 100_000 * 45, "{full}");
+        agenda.forget_db(0);
+        assert!(agenda.heap_bytes() < 1000, "{}", agenda.heap_bytes());
     }
 }

@@ -12,7 +12,9 @@ pub trait Positions {
     fn moved(&mut self, id: u32, position: u32);
 }
 
+/// Of twelve bytes: the four children of a node lie on one cache line or two.
 #[derive(Clone, Copy)]
+#[repr(C, packed(4))]
 struct Entry {
     due: u64,
     id: u32,
