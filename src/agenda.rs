@@ -8,13 +8,20 @@ use crate::collections::{hash_of, Blocks, DueHeap, HashIndex, Positions};
 use crate::space::Timestamp;
 use std::collections::BTreeMap;
 
-/// Length of the place in the order, and of the table's number.
-const NOTE: usize = size_of::<u32>();
 /// Ends a name: there may be zeroes behind a block.
 const END: u8 = 1;
 
-/// A space, packed into one block of bytes: its place in the order by time, the number of its table,
-/// its name, [`END`].
+/// What is kept of a space beside its name.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    /// Where in the order by time.
+    filed: u32,
+    table: u32,
+}
+
+/// A block each: a space's name and [`END`].
+type Entries = Blocks<Place>;
+
 struct Entry<'a> {
     filed: u32,
     table: usize,
@@ -22,37 +29,25 @@ struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    fn of(block: &'a [u8]) -> Option<Self> {
-        let (filed, rest) = block.split_first_chunk::<NOTE>()?;
-        let (table, rest) = rest.split_first_chunk::<NOTE>()?;
-        let end = rest.iter().rposition(|byte| *byte != 0)?;
-        let name = rest.get(..end)?;
-        Some(Entry {
-            filed: u32::from_le_bytes(*filed),
-            table: u32::from_le_bytes(*table) as usize,
-            name,
-        })
-    }
-
-    /// A block for a space that is not filed yet.
-    fn packed(table: usize, name: &[u8]) -> Vec<u8> {
-        [&[0; NOTE], &(table as u32).to_le_bytes()[..], name, &[END]].concat()
+    fn of(block: &'a [u8], place: &Place) -> Option<Self> {
+        let end = block.iter().rposition(|byte| *byte != 0)?;
+        Some(Entry { filed: place.filed, table: place.table as usize, name: block.get(..end)? })
     }
 }
 
-impl Positions for Blocks {
+impl Positions for Entries {
     fn moved(&mut self, id: u32, position: u32) {
-        if let Some(filed) = self.get_mut(id).and_then(|block| block.first_chunk_mut::<NOTE>()) {
-            *filed = position.to_le_bytes();
+        if let Some(place) = self.mark_mut(id) {
+            place.filed = position;
         }
     }
 }
 
-fn entry(entries: &Blocks, id: u32) -> Option<Entry<'_>> {
-    Entry::of(entries.get(id)?)
+fn entry(entries: &Entries, id: u32) -> Option<Entry<'_>> {
+    Entry::of(entries.get(id)?, entries.mark(id)?)
 }
 
-fn name_hash(entries: &Blocks, id: u32) -> u64 {
+fn name_hash(entries: &Entries, id: u32) -> u64 {
     entry(entries, id).map_or(0, |entry| hash_of(entry.name, b""))
 }
 
@@ -77,8 +72,8 @@ struct Look {
 /// Spaces by database and name, ordered by when they are due.
 #[derive(Default)]
 pub struct Agenda {
-    /// An [`Entry`] each. A removal changes the number of another.
-    entries: Blocks,
+    /// A removal changes the number of another.
+    entries: Entries,
     order: DueHeap,
     tables: Vec<Table>,
     table_of: BTreeMap<i32, usize>,
@@ -114,7 +109,8 @@ impl Agenda {
             }
             return;
         }
-        let id = self.entries.insert(&Entry::packed(table, name));
+        let place = Place { filed: 0, table: table as u32 };
+        let id = self.entries.insert(&[name, &[END]].concat(), place);
         let entries = &self.entries;
         if let Some(table) = self.tables.get_mut(table) {
             table.names.insert(hash_of(name, b""), id, |other| name_hash(entries, other));
@@ -154,7 +150,8 @@ impl Agenda {
 
     /// The spaces of a table with their numbers, the lowest first.
     fn of_table(&self, table: usize) -> impl Iterator<Item = (u32, Entry<'_>)> {
-        let entries = self.entries.iter().filter_map(|(id, block)| Some((id, Entry::of(block)?)));
+        let entries = self.entries.iter();
+        let entries = entries.filter_map(|(id, name, place)| Some((id, Entry::of(name, place)?)));
         entries.filter(move |(_, entry)| entry.table == table)
     }
 
