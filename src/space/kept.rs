@@ -4,7 +4,8 @@
 //! of its records, one behind the other, and a number is a place in it. A removal lowers the
 //! numbers of those behind by one.
 
-use super::record::{Lease, Record, RecordMut, NONE};
+use super::record::{Lease, Packed, Record, RecordMut, NONE};
+use super::Timestamp;
 use crate::collections::{print_of, Blocks};
 
 /// A record that is longer than this is not for a row: whoever comes or goes moves those behind.
@@ -121,12 +122,14 @@ impl Kept {
         }
     }
 
-    /// Keeps a copy of a record, without its notes.
-    pub fn insert(&mut self, record: Record<'_>) -> u32 {
+    /// Keeps a copy of a record whose user is here since then, which of one of many is noted elsewhere.
+    pub fn insert(&mut self, record: Record<'_>, since: Timestamp) -> u32 {
         match self {
             Kept::Blocks(blocks) => {
                 let print = print_of(record.user(), record.session());
-                let id = blocks.insert(record.block(), Mark { lease: record.lease(), print });
+                let plain = Packed::from(record);
+                let mark = Mark { lease: record.lease(), print };
+                let id = blocks.insert(plain.read().block(), mark);
                 if let Some(bytes) = blocks.get_mut(id) {
                     RecordMut::of(bytes).note(NONE, NONE);
                 }
@@ -135,16 +138,16 @@ impl Kept {
             Kept::Row(row) => {
                 let id = in_row(row).count() as u32;
                 let mut bytes = std::mem::take(row).into_vec();
-                bytes.reserve_exact(record.len());
-                record.append_to(&mut bytes);
+                bytes.reserve_exact(record.len() + size_of::<Timestamp>());
+                record.append_to(&mut bytes, since);
                 *row = bytes.into();
                 id
             }
         }
     }
 
-    /// Changes a record where the new one, of the same names, can be kept in the old one's place;
-    /// its notes stay. Returns false, and does nothing, where it cannot.
+    /// Changes a record where the new one, of the same names, can be kept in the old one's place. Notes
+    /// of one of many stay. Returns false, and does nothing, where it cannot.
     pub fn replace(&mut self, id: u32, record: Record<'_>) -> bool {
         let Some(old) = self.get(id) else { return false };
         let (group, filed) = (old.group(), old.filed());
@@ -163,9 +166,6 @@ impl Kept {
                 bytes.reserve_exact(record.len().saturating_sub(length));
                 bytes.splice(begin..begin + length, record.block().iter().copied());
                 *row = bytes.into();
-                if let Some(mut record) = self.get_mut(id) {
-                    record.set_group(group);
-                }
             }
         }
         true

@@ -3,29 +3,28 @@
 //! * `blocks` holds the sessions, a [`Record`] each: a few in a row, or many. The number of a session
 //!   can change whenever another one ends or metadata changes, and nobody keeps it for longer than
 //!   that.
-//! * A user with several sessions has a **group** that lists them and remembers when the user came
-//!   online. It stays until the user leaves. The first of the list, or the only session of a user
-//!   without a group, is the user's **anchor**.
+//! * The first session of a user is the user's **anchor**.
+//! * Of many sessions, a user with several has a **group** that lists them and remembers when the user
+//!   came online. It stays until the user leaves.
 //! * `by_user` finds anchors; `by_session` finds the sessions of users that have a group.
 //! * `leases` is the order by lease. A renewal writes the lease into the record and leaves the
 //!   order alone: an entry is filed at the session's lease *or earlier*. What comes up too early
 //!   is filed again under the lease that it has by then.
 //!
-//! A space of a few sessions has no indexes; its sessions are looked through.
+//! A space of a few sessions has neither indexes nor groups; its sessions are looked through. They
+//! are in the order in which they came, and when a user came online is told by the anchor.
 //!
 //! A user's **place** comes from the hash of the name, so it is the same for as long as the
 //! process runs: a walk over the places that stops and goes on later meets everybody who was there
 //! throughout exactly once.
 
 use super::kept::Kept;
-use super::record::{Lease, Packed, Record, NONE, SHORT_GROUPS};
+use super::record::{Lease, Packed, Record, NONE};
 use super::{Fetch, Text, Timestamp};
 use crate::collections::{hash_of, print_of, DueHeap, HashIndex, NameHasher, Positions, Slab};
 
 /// Up to so many sessions a look through all of them is as quick as an index and costs nothing.
 const FEW: usize = 8;
-// Of a few each has one group at most, and a slab gives out a new number only when all are in use.
-const _: () = assert!(FEW <= SHORT_GROUPS);
 /// So many users are brought near at once: as many reads of memory as a processor has under way.
 pub const AT_ONCE: usize = 16;
 /// A page passes over so many users whose leases are over for each that it may return: in a space
@@ -171,24 +170,29 @@ impl<'a> User<'a> {
 
     /// When the user came online (unix ms).
     pub fn joined_at(&self) -> Timestamp {
-        self.members.group(self.anchor).map_or(self.anchor.joined_at(), |group| group.joined_at)
+        self.members.group(self.anchor).map_or(self.anchor.since(), |group| group.joined_at)
     }
 
     /// The live sessions.
     pub fn sessions(&self) -> impl Iterator<Item = Record<'a>> {
-        let (members, now) = (self.members, self.now);
-        let group = members.group(self.anchor);
-        let alone = if group.is_none() { Some(self.anchor) } else { None };
+        let (members, anchor, now) = (self.members, self.anchor, self.now);
+        let few = members.few().map(|(_, record)| record);
+        let few = few.filter(move |record| record.user() == anchor.user());
+        let group = members.group(anchor);
+        let alone = (members.indexes.is_some() && group.is_none()).then_some(anchor);
         let several = group
             .into_iter()
             .flat_map(|group| &group.sessions)
             .filter_map(|id| members.record(*id));
-        alone.into_iter().chain(several).filter(move |record| record.is_live(now))
+        few.chain(alone).chain(several).filter(move |record| record.is_live(now))
     }
 }
 
 impl Members {
     pub fn users(&self) -> usize {
+        if self.indexes.is_none() {
+            return self.few().filter(|(id, record)| self.is_anchor(*id, *record)).count();
+        }
         let of_groups = |groups: &Groups| self.sessions() - groups.sessions + groups.slab.len();
         self.groups.as_deref().map_or_else(|| self.sessions(), of_groups)
     }
@@ -204,6 +208,18 @@ impl Members {
     /// The lease of one session, which itself is not looked at where it is one of many.
     pub fn lease(&self, id: u32) -> Option<Lease> {
         self.blocks.lease(id)
+    }
+
+    /// The sessions, where they are a few, in the order in which they came.
+    fn few(&self) -> impl Iterator<Item = (u32, Record<'_>)> {
+        self.indexes.is_none().then(|| self.blocks.iter()).into_iter().flatten()
+    }
+
+    fn is_anchor(&self, id: u32, record: Record<'_>) -> bool {
+        if self.indexes.is_none() {
+            return self.anchor(record.user()) == Some(id);
+        }
+        self.group(record).is_none_or(|group| group.sessions.first() == Some(&id))
     }
 
     fn group(&self, record: Record<'_>) -> Option<&Group> {
@@ -241,9 +257,7 @@ impl Members {
 
     fn anchor_by(&self, trail: &Trail, user: &[u8]) -> Option<u32> {
         let Some(indexes) = &self.indexes else {
-            let (id, record) = self.blocks.iter().find(|(_, record)| record.user() == user)?;
-            let first = self.group(record).and_then(|group| group.sessions.first());
-            return Some(first.copied().unwrap_or(id));
+            return self.few().find(|(_, record)| record.user() == user).map(|(id, _)| id);
         };
         let hash = trail.hash(user);
         indexes.by_user.find(hash, |id| self.record(id).is_some_and(|record| record.user() == user))
@@ -298,6 +312,9 @@ impl Members {
 
     /// How many sessions the user has, live or not.
     pub fn sessions_of(&self, user: &[u8]) -> usize {
+        if self.indexes.is_none() {
+            return self.few().filter(|(_, record)| record.user() == user).count();
+        }
         let anchor = self.anchor(user).and_then(|anchor| self.record(anchor));
         anchor.map_or(0, |anchor| self.group(anchor).map_or(1, |group| group.sessions.len()))
     }
@@ -305,6 +322,10 @@ impl Members {
     /// One of the user's sessions by its place among them. Ending it changes the places of those
     /// behind it only.
     pub fn nth_session(&self, user: &[u8], n: usize) -> Option<u32> {
+        if self.indexes.is_none() {
+            let mut of_user = self.few().filter(|(_, record)| record.user() == user);
+            return of_user.nth(n).map(|(id, _)| id);
+        }
         let anchor = self.anchor(user)?;
         match self.record(anchor).and_then(|anchor| self.group(anchor)) {
             Some(group) => group.sessions.get(n).copied(),
@@ -315,9 +336,8 @@ impl Members {
     /// The user who has this anchor, or none where it is not one or nothing of the user is live.
     fn user_at(&self, id: u32, now: Timestamp) -> Option<User<'_>> {
         let anchor = self.record(id)?;
-        let is_anchor = self.group(anchor).is_none_or(|group| group.sessions.first() == Some(&id));
         let user = User { members: self, anchor, now };
-        (is_anchor && user.sessions().next().is_some()).then_some(user)
+        (self.is_anchor(id, anchor) && user.sessions().next().is_some()).then_some(user)
     }
 
     /// A user who is online at `now`.
@@ -339,10 +359,7 @@ impl Members {
     fn in_order(&self, from: u64) -> impl Iterator<Item = (u64, u32)> + '_ {
         let (mut ready, mut next) = (Vec::new(), Some(from));
         if self.indexes.is_none() {
-            let anchors = self.blocks.iter().filter(|(id, record)| {
-                let group = self.group(*record);
-                group.is_none_or(|group| group.sessions.first() == Some(id))
-            });
+            let anchors = self.few().filter(|(id, record)| self.is_anchor(*id, *record));
             let hashed = anchors.map(|(id, _)| (user_hash(&self.blocks, id), id));
             ready = hashed.filter(|(hash, _)| *hash >= from).collect();
             ready.sort_unstable();
@@ -382,11 +399,18 @@ impl Members {
         (users, None)
     }
 
+    /// When the user of a session came online.
+    fn since(&self, record: Record<'_>) -> Timestamp {
+        if self.indexes.is_none() {
+            let anchor = self.few().find(|(_, anchor)| anchor.user() == record.user());
+            return anchor.map_or(record, |(_, anchor)| anchor).since();
+        }
+        self.group(record).map_or(record.joined_at(), |group| group.joined_at)
+    }
+
     /// Every session with the time its user came online; for saving and for digests.
     pub fn all(&self) -> impl Iterator<Item = (Record<'_>, Timestamp)> {
-        self.blocks.iter().map(|(_, record)| {
-            (record, self.group(record).map_or(record.joined_at(), |group| group.joined_at))
-        })
+        self.blocks.iter().map(|(_, record)| (record, self.since(record)))
     }
 
     /// Adds a session that is not there yet. `since` is when its user came online, where that is
@@ -396,8 +420,12 @@ impl Members {
             self.rebuild(Some(Box::default()));
         }
         let anchor = self.anchor(new.user());
-        let id = self.blocks.insert(new);
-        self.set_group(id, NONE);
+        // Of who is here already, it is known.
+        let since = if anchor.is_none() { since } else { Timestamp::MAX };
+        let id = self.blocks.insert(new, since);
+        if self.indexes.is_none() {
+            return anchor.is_none();
+        }
         let mut to_file = [None, None];
         if anchor.is_some() || since < new.joined_at() {
             let (number, made) = self.group_of(anchor.unwrap_or(id), since);
@@ -451,7 +479,7 @@ impl Members {
         for (id, anchor) in old.blocks.iter() {
             match old.group(anchor) {
                 None => {
-                    self.insert(anchor, anchor.joined_at());
+                    self.insert(anchor, old.since(anchor));
                 }
                 Some(group) if group.sessions.first() == Some(&id) => {
                     for record in group.sessions.iter().filter_map(|id| old.record(*id)) {
@@ -490,18 +518,30 @@ impl Members {
         if let Some(moved) = self.blocks.remove(id) {
             self.renumber(moved, id);
         }
-        if self.indexes.is_none() {
-            // Of a few, those behind it have moved up.
-            let groups = self.groups.iter_mut().flat_map(|groups| groups.slab.values_mut());
-            for behind in groups.flat_map(|group| &mut group.sessions).filter(|other| **other > id)
-            {
-                *behind -= 1;
+    }
+
+    /// Takes a session out of a few, as [`Self::remove`] does. Should it be the anchor, the user's next
+    /// one tells from now on since when the user is here.
+    fn remove_of_few(&mut self, id: u32) -> Option<(Packed, bool)> {
+        let record = self.record(id)?;
+        let (removed, since) = (Packed::from(record), self.since(record));
+        let was_anchor = self.is_anchor(id, record);
+        self.blocks.remove(id);
+        let heir = self.anchor(removed.read().user());
+        if let Some(heir) = heir.filter(|_| was_anchor) {
+            let changed = self.record(heir).map(|record| Packed::with_since(record, since));
+            if let Some(changed) = changed {
+                self.blocks.replace(heir, changed.read());
             }
         }
+        Some((removed, heir.is_none()))
     }
 
     /// Takes a session out. Returns it, and whether it was its user's last.
     pub fn remove(&mut self, id: u32) -> Option<(Packed, bool)> {
+        if self.indexes.is_none() {
+            return self.remove_of_few(id);
+        }
         let gone = self.record(id)?;
         let (removed, group, filed) = (Packed::from(gone), gone.group(), gone.filed());
         let gone = removed.read();
@@ -567,7 +607,7 @@ impl Members {
             return id;
         }
         let (group, filed) = self.record(id).map_or((NONE, NONE), |old| (old.group(), old.filed()));
-        let new = self.blocks.insert(changed);
+        let new = self.blocks.insert(changed, Timestamp::MAX);
         if let Some(mut record) = self.blocks.get_mut(new) {
             record.note(group, filed);
         }
@@ -630,15 +670,9 @@ impl Members {
                 return;
             };
             sessions += 1;
-            let gone = match self.group(record) {
-                None => true,
-                // Counted once, at the anchor.
-                Some(group) => {
-                    let mut records = group.sessions.iter().filter_map(|id| self.record(*id));
-                    group.sessions.first() == Some(&id)
-                        && records.all(|record| !record.is_live(now))
-                }
-            };
+            // Counted once, at the anchor.
+            let user = User { members: self, anchor: record, now };
+            let gone = self.is_anchor(id, record) && user.sessions().next().is_none();
             users += usize::from(gone);
         };
         match &self.indexes {

@@ -2,17 +2,17 @@
 //!
 //! ```text
 //! 0                   8             14       16          18
-//! lease u64           joined_at u48 user u16 session u16 | user | session | late u16 | meta u32 | meta
+//! lease u64           joined_at u48 user u16 session u16 | since u64 | user | session | late u16 | meta u32 | meta
 //! group u32 filed u32
 //! ```
 //!
 //! Integers are little endian. The low bits of `user` and `session` are lengths in bytes, and the high
 //! ones say what else there is: [`META`] (a length and a JSON text), [`LATE`] (what `joined_at` has
-//! beyond 48 bits, from the year 10889 on).
+//! beyond 48 bits, from the year 10889 on), [`SINCE`].
 //!
 //! A record of one of many is [`NOTED`]: its lease is kept elsewhere, and the notes of
-//! [`super::members`] are in the lease's place. One of a few has no `filed`, and its group is in the
-//! high bits of `session`.
+//! [`super::members`] are in the lease's place. One of a few that came when its user was here already,
+//! and is the oldest by now, has in `since` when the user came.
 
 use super::{Text, Timestamp};
 
@@ -22,6 +22,7 @@ const FILED: usize = 4;
 const JOINED_AT: usize = 8;
 const USER: usize = 14;
 const SESSION: usize = 16;
+/// Where the names begin, or what is in front of them.
 const NAMES: usize = 18;
 
 /// Of `user` and of `session`: the length.
@@ -33,15 +34,13 @@ const META: u16 = 1 << 14;
 const LATE: u16 = 1 << 13;
 /// Of `user`: there are notes in the place of the lease.
 const NOTED: u16 = 1 << 12;
-/// Of `session` in a record that is not noted: its group and 1 are above this many bits, 0 is none.
-const SHORT_GROUP: u32 = 12;
+/// Of `user`: it is told since when the user is here.
+const SINCE: u16 = 1 << 11;
 
 const JOINED_BITS: u32 = 48;
 
 /// No group, or not filed.
 pub const NONE: u32 = u32::MAX;
-/// The groups of records that are not noted are below this.
-pub const SHORT_GROUPS: usize = 15;
 
 /// Until when a session is live, and whether it was ended with a linger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -124,8 +123,12 @@ impl<'a> Record<'a> {
         self.u16_at(USER) & flag != 0
     }
 
+    fn names(self) -> usize {
+        NAMES + if self.has(SINCE) { size_of::<Timestamp>() } else { 0 }
+    }
+
     fn user_end(self) -> usize {
-        NAMES + usize::from(self.u16_at(USER) & LENGTH)
+        self.names() + usize::from(self.u16_at(USER) & LENGTH)
     }
 
     fn session_end(self) -> usize {
@@ -151,12 +154,22 @@ impl<'a> Record<'a> {
         low | u64::from(high) << JOINED_BITS
     }
 
-    /// The user's group, or [`NONE`].
+    /// Since when the user of an anchor of a few is here.
+    pub fn since(self) -> Timestamp {
+        if self.has(SINCE) {
+            self.u64_at(NAMES)
+        } else {
+            self.joined_at()
+        }
+    }
+
+    /// The user's group; [`NONE`] also where there are no groups.
     pub fn group(self) -> u32 {
         if self.has(NOTED) {
-            return self.u32_at(GROUP);
+            self.u32_at(GROUP)
+        } else {
+            NONE
         }
-        u32::from(self.u16_at(SESSION) >> SHORT_GROUP).checked_sub(1).unwrap_or(NONE)
     }
 
     /// Where in the order by lease; without meaning while there is no order.
@@ -169,7 +182,7 @@ impl<'a> Record<'a> {
     }
 
     pub fn user(self) -> &'a [u8] {
-        self.bytes.get(NAMES..self.user_end()).unwrap_or_default()
+        self.bytes.get(self.names()..self.user_end()).unwrap_or_default()
     }
 
     pub fn session(self) -> &'a [u8] {
@@ -186,13 +199,18 @@ impl<'a> Record<'a> {
         self.user() == user && self.session() == session
     }
 
-    /// Appends it with its lease, and without a group.
-    pub fn append_to(self, to: &mut Vec<u8>) {
+    /// Appends it as one of a few whose user is here since then, which is not later than it is.
+    pub fn append_to(self, to: &mut Vec<u8>, since: Timestamp) {
         let at = to.len();
-        to.extend_from_slice(self.block());
+        let block = self.block();
+        to.extend_from_slice(block.get(..NAMES).unwrap_or_default());
+        if since < self.joined_at() {
+            to.extend_from_slice(&since.to_le_bytes());
+        }
+        to.extend_from_slice(block.get(self.names()..).unwrap_or_default());
         let mut copy = RecordMut(to.get_mut(at..).unwrap_or_default());
         copy.set_flag(NOTED, false);
-        copy.set_group(NONE);
+        copy.set_flag(SINCE, since < self.joined_at());
         copy.set_lease(self.lease);
     }
 }
@@ -227,23 +245,19 @@ impl<'a> RecordMut<'a> {
 
     /// Puts notes in the place of the lease.
     pub fn note(&mut self, group: u32, filed: u32) {
-        self.set_group(NONE);
         self.set_flag(NOTED, true);
         self.set_group(group);
         self.set_filed(filed);
     }
 
-    /// The group of one that is not noted is below [`SHORT_GROUPS`], or none.
+    /// One that is not noted has no group.
     pub fn set_group(&mut self, group: u32) {
         if self.read().has(NOTED) {
-            return self.write(GROUP, &group.to_le_bytes());
+            self.write(GROUP, &group.to_le_bytes());
         }
-        let length = self.read().u16_at(SESSION) & LENGTH;
-        let group = (group.wrapping_add(1) as u16) << SHORT_GROUP;
-        self.write(SESSION, &(length | group).to_le_bytes());
     }
 
-    /// One that is not noted is not filed.
+    /// Nor is it filed.
     pub fn set_filed(&mut self, filed: u32) {
         if self.read().has(NOTED) {
             self.write(FILED, &filed.to_le_bytes());
@@ -251,8 +265,7 @@ impl<'a> RecordMut<'a> {
     }
 }
 
-/// A record by itself, on its way into a space or taken out of it: with its lease, not noted, of no
-/// group.
+/// A record by itself, on its way into a space or taken out of it: with its lease, and not noted.
 pub struct Packed(Vec<u8>);
 
 impl Packed {
@@ -289,15 +302,20 @@ impl Packed {
 
     /// A copy.
     pub fn from(record: Record<'_>) -> Self {
-        let mut bytes = Vec::with_capacity(record.len());
-        record.append_to(&mut bytes);
+        Packed::with_since(record, record.joined_at())
+    }
+
+    /// A copy that tells since when the user is here.
+    pub fn with_since(record: Record<'_>, since: Timestamp) -> Self {
+        let mut bytes = Vec::with_capacity(record.len() + size_of::<Timestamp>());
+        record.append_to(&mut bytes, since);
         Packed(bytes)
     }
 
     /// A copy with other metadata.
     pub fn with_meta(record: Record<'_>, meta: Text) -> Self {
-        let mut packed = Packed::from(record);
-        packed.0.truncate(record.fixed_end());
+        let mut packed = Packed::with_since(record, record.since());
+        packed.0.truncate(packed.read().fixed_end());
         packed.append_meta(meta);
         packed
     }
@@ -328,7 +346,7 @@ mod tests {
             joined_at in moment(),
             meta in prop::option::of("[0-9]{1,300}"), later in prop::option::of("\"[a-z]{1,30}\""),
             lingering: bool, group: u32, filed: u32, behind in 0..9usize,
-            short_group in prop_oneof![Just(NONE), 0..SHORT_GROUPS as u32],
+            since in moment(),
         ) {
             let lease = Lease::new(until, lingering);
             let packed = Packed::new(&user, &session, lease, joined_at, meta.as_deref());
@@ -352,11 +370,14 @@ mod tests {
             };
             let plain = Packed::with_meta(packed.read(), later.as_deref());
             check(plain.0.clone(), None, NONE, NONE)?;
-            let mut few = plain.0.clone();
-            RecordMut::of(&mut few).set_group(short_group);
+            let mut few = Packed::with_since(plain.read(), since).0;
+            RecordMut::of(&mut few).set_group(group);
             RecordMut::of(&mut few).set_filed(filed);
-            check(few.clone(), None, short_group, NONE)?;
-            let mut many = few.clone();
+            check(few.clone(), None, NONE, NONE)?;
+            prop_assert_eq!(Record::of(&few).since(), since.min(joined_at));
+            let again = Packed::with_meta(Record::of(&few), later.as_deref());
+            prop_assert_eq!(&again.0, &few);
+            let mut many = plain.0.clone();
             RecordMut::of(&mut many).note(NONE, NONE);
             check(many.clone(), Some(lease), NONE, NONE)?;
             RecordMut::of(&mut many).set_group(group);
