@@ -182,14 +182,14 @@ impl Opened {
         // SAFETY: the key is open. Its value is of our type, so it is a `Held`, which lives at
         // least until the key is closed.
         unsafe {
-            if api!(RedisModule_KeyType(self.0.as_ptr())) == raw::REDISMODULE_KEYTYPE_EMPTY as c_int
-            {
+            if api!(RedisModule_ModuleTypeGetType(self.0.as_ptr())) == datatype::raw_type() {
+                return Ok(NonNull::new(api!(RedisModule_ModuleTypeGetValue(self.0.as_ptr())).cast()));
+            }
+            let kind = api!(RedisModule_KeyType(self.0.as_ptr()));
+            if kind == raw::REDISMODULE_KEYTYPE_EMPTY as c_int {
                 return Ok(None);
             }
-            if api!(RedisModule_ModuleTypeGetType(self.0.as_ptr())) != datatype::raw_type() {
-                return Err(Error::WRONG_TYPE);
-            }
-            Ok(NonNull::new(api!(RedisModule_ModuleTypeGetValue(self.0.as_ptr())).cast()))
+            Err(Error::WRONG_TYPE)
         }
     }
 }
