@@ -183,7 +183,9 @@ impl Opened {
         // least until the key is closed.
         unsafe {
             if api!(RedisModule_ModuleTypeGetType(self.0.as_ptr())) == datatype::raw_type() {
-                return Ok(NonNull::new(api!(RedisModule_ModuleTypeGetValue(self.0.as_ptr())).cast()));
+                return Ok(NonNull::new(
+                    api!(RedisModule_ModuleTypeGetValue(self.0.as_ptr())).cast(),
+                ));
             }
             let kind = api!(RedisModule_KeyType(self.0.as_ptr()));
             if kind == raw::REDISMODULE_KEYTYPE_EMPTY as c_int {

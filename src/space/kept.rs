@@ -6,7 +6,7 @@
 
 use super::record::{Lease, Packed, Record, RecordMut, NONE};
 use super::Timestamp;
-use crate::collections::{print_of, Blocks};
+use crate::collections::Blocks;
 
 /// A record that is longer than this is not for a row: whoever comes or goes moves those behind.
 const LARGEST_IN_ROW: usize = 8 << 10;
@@ -15,7 +15,7 @@ const LARGEST_IN_ROW: usize = 8 << 10;
 #[derive(Clone, Copy, Default)]
 pub struct Mark {
     lease: Lease,
-    /// By what the session is told from others without a look at its names: see [`print_of`].
+    /// By what the session is told from others without a look at its names: see [`crate::collections::print_of`].
     print: u64,
 }
 
@@ -123,12 +123,17 @@ impl Kept {
     }
 
     /// Keeps a copy of a record whose user is here since then, which of one of many is noted elsewhere.
-    pub fn insert(&mut self, record: Record<'_>, since: Timestamp) -> u32 {
+    /// `print` is asked for where there are many.
+    pub fn insert(
+        &mut self,
+        record: Record<'_>,
+        since: Timestamp,
+        print: impl FnOnce() -> u64,
+    ) -> u32 {
         match self {
             Kept::Blocks(blocks) => {
-                let print = print_of(record.user(), record.session());
                 let plain = Packed::from(record);
-                let mark = Mark { lease: record.lease(), print };
+                let mark = Mark { lease: record.lease(), print: print() };
                 let id = blocks.insert(plain.read().block(), mark);
                 if let Some(bytes) = blocks.get_mut(id) {
                     RecordMut::of(bytes).note(NONE, NONE);

@@ -311,11 +311,11 @@ impl Members {
     }
 
     /// How many sessions the user has, live or not.
-    pub fn sessions_of(&self, user: &[u8]) -> usize {
+    pub fn sessions_of(&self, trail: &Trail, user: &[u8]) -> usize {
         if self.indexes.is_none() {
             return self.few().filter(|(_, record)| record.user() == user).count();
         }
-        let anchor = self.anchor(user).and_then(|anchor| self.record(anchor));
+        let anchor = self.anchor_by(trail, user).and_then(|anchor| self.record(anchor));
         anchor.map_or(0, |anchor| self.group(anchor).map_or(1, |group| group.sessions.len()))
     }
 
@@ -415,14 +415,15 @@ impl Members {
 
     /// Adds a session that is not there yet. `since` is when its user came online, where that is
     /// earlier than anything of the user that is here. Returns whether it is the user's first.
-    pub fn insert(&mut self, new: Record<'_>, since: Timestamp) -> bool {
+    pub fn insert(&mut self, trail: &Trail, new: Record<'_>, since: Timestamp) -> bool {
         if self.indexes.is_none() && (self.blocks.len() >= FEW || !Kept::fits_row(new)) {
             self.rebuild(Some(Box::default()));
         }
-        let anchor = self.anchor(new.user());
+        let trail = if trail.0.is_none() { &self.trail(new.user(), |_| {}) } else { trail };
+        let anchor = self.anchor_by(trail, new.user());
         // Of who is here already, it is known.
         let since = if anchor.is_none() { since } else { Timestamp::MAX };
-        let id = self.blocks.insert(new, since);
+        let id = self.blocks.insert(new, since, || trail.print(new.user(), new.session()));
         if self.indexes.is_none() {
             return anchor.is_none();
         }
@@ -441,7 +442,7 @@ impl Members {
         if let Some(indexes) = &mut self.indexes {
             let blocks = &self.blocks;
             if anchor.is_none() {
-                let hash = hash_of(new.user(), b"");
+                let hash = trail.hash(new.user());
                 indexes.by_user.insert(hash, id, |other| user_hash(blocks, other));
             }
             for id in to_file.into_iter().flatten() {
@@ -479,11 +480,11 @@ impl Members {
         for (id, anchor) in old.blocks.iter() {
             match old.group(anchor) {
                 None => {
-                    self.insert(anchor, old.since(anchor));
+                    self.insert(&Trail::default(), anchor, old.since(anchor));
                 }
                 Some(group) if group.sessions.first() == Some(&id) => {
                     for record in group.sessions.iter().filter_map(|id| old.record(*id)) {
-                        self.insert(record, group.joined_at);
+                        self.insert(&Trail::default(), record, group.joined_at);
                     }
                 }
                 Some(_) => {}
@@ -607,7 +608,8 @@ impl Members {
             return id;
         }
         let (group, filed) = self.record(id).map_or((NONE, NONE), |old| (old.group(), old.filed()));
-        let new = self.blocks.insert(changed, Timestamp::MAX);
+        let print = || print_of(changed.user(), changed.session());
+        let new = self.blocks.insert(changed, Timestamp::MAX, print);
         if let Some(mut record) = self.blocks.get_mut(new) {
             record.note(group, filed);
         }

@@ -336,15 +336,15 @@ impl Space {
     fn begin_session<S: Sink>(
         &mut self,
         at: At,
-        user: &str,
-        session: &str,
+        trail: &Trail,
+        (user, session): (&str, &str),
         lease: Timestamp,
         meta: Text,
         sink: &mut S,
     ) -> bool {
         sink.effect(&Effect::Online { user, session, lease, at: at.now, meta });
         let session = Packed::new(user, session, Lease::new(lease, false), at.now, meta);
-        let first = self.members.insert(session.read(), at.now);
+        let first = self.members.insert(trail, session.read(), at.now);
         let kind = if first { Kind::Join } else { Kind::Add };
         self.session_event(at, kind, session.read(), None, sink);
         first
@@ -433,9 +433,9 @@ impl Space {
     }
 
     /// Records the end of those of a user's sessions whose leases are over.
-    fn end_lapsed<S: Sink>(&mut self, at: At, user: &str, sink: &mut S) {
+    fn end_lapsed<S: Sink>(&mut self, at: At, trail: &Trail, user: &str, sink: &mut S) {
         // From the last on: ending one leaves the places of those before it alone.
-        for n in (0..self.members.sessions_of(user.as_bytes())).rev() {
+        for n in (0..self.members.sessions_of(trail, user.as_bytes())).rev() {
             if let Some(id) = self.members.nth_session(user.as_bytes(), n) {
                 self.end_if_lapsed(at, id, sink);
             }
@@ -488,13 +488,14 @@ impl Space {
     fn enter<S: Sink>(
         &mut self,
         at: At,
+        trail: &Trail,
         (user, session): (&str, &str),
         lease: Timestamp,
         meta: Text,
         sink: &mut S,
     ) -> bool {
-        self.end_lapsed(at, user, sink);
-        self.begin_session(at, user, session, lease, meta, sink)
+        self.end_lapsed(at, trail, user, sink);
+        self.begin_session(at, trail, (user, session), lease, meta, sink)
     }
 
     /// Says that one session is alive until `lease`. Returns how many users came online (0 or
@@ -536,7 +537,7 @@ impl Space {
             MetaChange::To(meta) => meta,
             MetaChange::Keep => None,
         };
-        Ok(Some(usize::from(self.enter(at, (user, session), lease, meta, sink))))
+        Ok(Some(usize::from(self.enter(at, trail, (user, session), lease, meta, sink))))
     }
 
     /// The same for many sessions, all or none. Returns how many users came online.
@@ -581,7 +582,9 @@ impl Space {
             match place {
                 Some(id) => self.set_lease(id, (user, session), lease, false, sink),
                 None => {
-                    came_online += usize::from(self.enter(at, (user, session), lease, None, sink))
+                    let trail = self.members.trail(user.as_bytes(), fetch);
+                    let came = self.enter(at, &trail, (user, session), lease, None, sink);
+                    came_online += usize::from(came);
                 }
             }
         }
@@ -598,12 +601,13 @@ impl Space {
         linger: u64,
         sink: &mut S,
     ) -> usize {
-        self.end_lapsed(at, user, sink);
+        let trail = self.members.trail(user.as_bytes(), |_| {});
+        self.end_lapsed(at, &trail, user, sink);
         let count = match session {
             Some(session) => {
                 usize::from(self.members.find(user.as_bytes(), session.as_bytes()).is_some())
             }
-            None => self.members.sessions_of(user.as_bytes()),
+            None => self.members.sessions_of(&trail, user.as_bytes()),
         };
         for n in (0..count).rev() {
             let id = match session {
@@ -718,7 +722,7 @@ impl Space {
                 if find(&self.members, user, session).is_ok() {
                     return Err(Misfit("session is there already"));
                 }
-                self.begin_session(at(now), user, session, lease, meta, sink);
+                self.begin_session(at(now), &Trail::default(), (user, session), lease, meta, sink);
             }
             Effect::Lease { user, session, lease, lingering } => {
                 let id = find(&self.members, user, session)?;
@@ -759,12 +763,13 @@ impl Space {
                 (self.epoch, self.seq, self.closed_until) = (epoch, seq, closed_until);
             }
             Effect::Session { user, session, lease, joined_at, since, lingering, meta } => {
-                if self.members.find(user.as_bytes(), session.as_bytes()).is_some() {
+                let trail = self.members.trail(user.as_bytes(), |_| {});
+                if self.members.find_by(&trail, user.as_bytes(), session.as_bytes()).is_some() {
                     return Err(Misfit("session is there twice"));
                 }
                 let lease = Lease::new(lease, lingering);
                 let session = Packed::new(user, session, lease, joined_at, meta);
-                self.members.insert(session.read(), since);
+                self.members.insert(&trail, session.read(), since);
             }
             Effect::Event { at, text } => {
                 let history = self.history.get_or_insert_default();
