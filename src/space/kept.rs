@@ -1,8 +1,8 @@
 //! Where the sessions of a space are kept: a few in a row, many in [`Blocks`].
 //!
 //! Most spaces have a few, and there are many such spaces: the row is one allocation of just the bytes
-//! of its records, one behind the other, and a number is a place in it. A removal lowers the
-//! numbers of those behind by one.
+//! of its records, one behind the other, and a number is where it begins. So whatever
+//! changes the size of one changes the numbers of those behind.
 
 use super::record::{Lease, Packed, Record, RecordMut, NONE};
 use super::Timestamp;
@@ -31,21 +31,23 @@ impl Default for Kept {
     }
 }
 
-/// The records of a row. No record is empty, and an empty row has none.
-fn in_row(row: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = row;
+/// The records of a row with their numbers. No record is empty, and an empty row has none.
+fn in_row(row: &[u8]) -> impl Iterator<Item = (u32, Record<'_>)> {
+    let (mut rest, mut begin) = (row, 0);
     std::iter::from_fn(move || {
-        let (record, behind) = rest.split_at_checked(Record::of(rest).len())?;
-        rest = behind;
-        Some(record)
+        let length = Record::of(rest).len();
+        let (record, behind) = rest.split_at_checked(length)?;
+        let number = begin;
+        (rest, begin) = (behind, begin + length as u32);
+        Some((number, Record::of(record)))
     })
 }
 
-/// Where in a row a record begins, and its length.
-fn place_in(row: &[u8], id: u32) -> Option<(usize, usize)> {
-    let before = in_row(row).take(id as usize).map(<[u8]>::len).sum();
-    let length = in_row(row.get(before..)?).next()?.len();
-    Some((before, length))
+/// The bytes that the record of this number has in a row.
+fn bytes_of(row: &[u8], id: u32) -> Option<std::ops::Range<usize>> {
+    let begin = id as usize;
+    let end = begin + Record::of(row.get(begin..)?).len();
+    (end <= row.len()).then_some(begin..end)
 }
 
 impl Kept {
@@ -72,7 +74,7 @@ impl Kept {
             Kept::Blocks(blocks) => {
                 Some(Record::with_lease(blocks.get(id)?, blocks.mark(id)?.lease))
             }
-            Kept::Row(row) => in_row(row).nth(id as usize).map(Record::of),
+            Kept::Row(row) => row.get(id as usize..).map(Record::of),
         }
     }
 
@@ -80,10 +82,7 @@ impl Kept {
     pub fn get_mut(&mut self, id: u32) -> Option<RecordMut<'_>> {
         let bytes = match self {
             Kept::Blocks(blocks) => blocks.get_mut(id)?,
-            Kept::Row(row) => {
-                let (begin, length) = place_in(row, id)?;
-                row.get_mut(begin..begin + length)?
-            }
+            Kept::Row(row) => row.get_mut(id as usize..)?,
         };
         Some(RecordMut::of(bytes))
     }
@@ -141,7 +140,7 @@ impl Kept {
                 id
             }
             Kept::Row(row) => {
-                let id = in_row(row).count() as u32;
+                let id = row.len() as u32;
                 let mut bytes = std::mem::take(row).into_vec();
                 bytes.reserve_exact(record.len() + size_of::<Timestamp>());
                 record.append_to(&mut bytes, since);
@@ -166,10 +165,10 @@ impl Kept {
                 }
             }
             Kept::Row(row) => {
-                let Some((begin, length)) = place_in(row, id) else { return false };
+                let Some(place) = bytes_of(row, id) else { return false };
                 let mut bytes = std::mem::take(row).into_vec();
-                bytes.reserve_exact(record.len().saturating_sub(length));
-                bytes.splice(begin..begin + length, record.block().iter().copied());
+                bytes.reserve_exact(record.len().saturating_sub(place.len()));
+                bytes.splice(place, record.block().iter().copied());
                 *row = bytes.into();
             }
         }
@@ -182,13 +181,21 @@ impl Kept {
         match self {
             Kept::Blocks(blocks) => blocks.remove(id),
             Kept::Row(row) => {
-                let (begin, length) = place_in(row, id)?;
+                let place = bytes_of(row, id)?;
                 let mut bytes = std::mem::take(row).into_vec();
-                bytes.drain(begin..begin + length);
+                bytes.drain(place);
                 *row = bytes.into();
                 None
             }
         }
+    }
+
+    /// The records of a row with their numbers; none of many.
+    pub fn row(&self) -> impl Iterator<Item = (u32, Record<'_>)> {
+        in_row(match self {
+            Kept::Row(row) => row,
+            Kept::Blocks(_) => &[],
+        })
     }
 
     /// All records with their numbers.
@@ -197,7 +204,7 @@ impl Kept {
             Kept::Row(row) => (Some(row), None),
             Kept::Blocks(blocks) => (None, Some(blocks)),
         };
-        let row = row.into_iter().flat_map(|row| (0..).zip(in_row(row).map(Record::of)));
+        let row = row.into_iter().flat_map(|row| in_row(row));
         let blocks = blocks.into_iter().flat_map(|blocks| blocks.iter());
         row.chain(blocks.map(|(id, bytes, mark)| (id, Record::with_lease(bytes, mark.lease))))
     }

@@ -212,7 +212,7 @@ impl Members {
 
     /// The sessions, where they are a few, in the order in which they came.
     fn few(&self) -> impl Iterator<Item = (u32, Record<'_>)> {
-        self.indexes.is_none().then(|| self.blocks.iter()).into_iter().flatten()
+        self.blocks.row()
     }
 
     fn is_anchor(&self, id: u32, record: Record<'_>) -> bool {
@@ -271,7 +271,7 @@ impl Members {
     /// One session, by the trail of its user.
     pub fn find_by(&self, trail: &Trail, user: &[u8], session: &[u8]) -> Option<u32> {
         let Some(indexes) = &self.indexes else {
-            return self.blocks.iter().find(|(_, it)| it.is(user, session)).map(|(id, _)| id);
+            return self.few().find(|(_, it)| it.is(user, session)).map(|(id, _)| id);
         };
         let (hash, print) = (trail.hash(user), trail.print(user, session));
         if let Some(id) = indexes.by_user.find(hash, |id| self.blocks.has_print(id, print)) {

@@ -21,7 +21,6 @@ const GROUP: usize = 0;
 const FILED: usize = 4;
 const JOINED_AT: usize = 8;
 const USER: usize = 14;
-const SESSION: usize = 16;
 /// Where the names begin, or what is in front of them.
 const NAMES: usize = 18;
 
@@ -73,6 +72,36 @@ fn bytes_at<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
     block.get(at..at + N).and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; N])
 }
 
+/// Where things are in a record, as its lengths and flags say.
+#[derive(Clone, Copy)]
+struct Lengths {
+    user: u16,
+    session: u16,
+}
+
+impl Lengths {
+    /// 1 where there is the flag.
+    fn has(self, flag: u16) -> usize {
+        usize::from(self.user & flag != 0)
+    }
+
+    fn names(self) -> usize {
+        NAMES + size_of::<Timestamp>() * self.has(SINCE)
+    }
+
+    fn user_end(self) -> usize {
+        self.names() + usize::from(self.user & LENGTH)
+    }
+
+    fn session_end(self) -> usize {
+        self.user_end() + usize::from(self.session & LENGTH)
+    }
+
+    fn fixed_end(self) -> usize {
+        self.session_end() + size_of::<u16>() * self.has(LATE)
+    }
+}
+
 /// A session: whose it is, its name, until when it is live, since when, with what metadata.
 #[derive(Clone, Copy)]
 pub struct Record<'a> {
@@ -119,25 +148,34 @@ impl<'a> Record<'a> {
         u64::from_le_bytes(bytes_at(self.bytes, at))
     }
 
+    /// `user`, and `session` behind it.
+    fn lengths(self) -> Lengths {
+        let [user_low, user_high, session_low, session_high] = bytes_at(self.bytes, USER);
+        Lengths {
+            user: u16::from_le_bytes([user_low, user_high]),
+            session: u16::from_le_bytes([session_low, session_high]),
+        }
+    }
+
     fn has(self, flag: u16) -> bool {
-        self.u16_at(USER) & flag != 0
+        self.lengths().user & flag != 0
     }
 
     fn names(self) -> usize {
-        NAMES + if self.has(SINCE) { size_of::<Timestamp>() } else { 0 }
+        self.lengths().names()
     }
 
     fn user_end(self) -> usize {
-        self.names() + usize::from(self.u16_at(USER) & LENGTH)
+        self.lengths().user_end()
     }
 
     fn session_end(self) -> usize {
-        self.user_end() + usize::from(self.u16_at(SESSION) & LENGTH)
+        self.lengths().session_end()
     }
 
     /// The end of everything but metadata.
     fn fixed_end(self) -> usize {
-        self.session_end() + if self.has(LATE) { size_of::<u16>() } else { 0 }
+        self.lengths().fixed_end()
     }
 
     pub fn lease(self) -> Lease {
