@@ -652,8 +652,10 @@ fn a_snapshot_under_load_is_one_moment() {
     let server = Server::start();
     let mut sub = server.subscribe(&["presence:s"]);
     let stop = Arc::new(AtomicBool::new(false));
-    let threads = writers(&server, 3, vec![Known::new(); 3], 77, &stop, &Arc::default());
+    let acknowledged = Arc::default();
+    let threads = writers(&server, 3, vec![Known::new(); 3], 77, &stop, &acknowledged);
     let mut c = server.connect();
+    wait_until("the first writes", SOON, || acknowledged.load(Ordering::Relaxed) > 100);
     for i in 0..2000 {
         c.ok(args![
             "PRESENCE.ONLINE",
@@ -671,6 +673,7 @@ fn a_snapshot_under_load_is_one_moment() {
     stop.store(true, Ordering::Relaxed);
     threads.into_iter().for_each(|t| drop(t.join().unwrap()));
     let events = sub.events_so_far(&mut c);
+    assert!(events.iter().all(|e| e.id().0 == events[0].id().0), "one life of the space");
     server.restart(Stop::Kill);
     let mut c = server.connect();
     let space = c.space("s");
