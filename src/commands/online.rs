@@ -5,6 +5,7 @@ use crate::server::args::set_once;
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
 use crate::server::error::{Error, Outcome};
+use crate::server::key::SpaceKey;
 use crate::server::near;
 use crate::server::settings;
 use crate::space::{At, Condition, MetaChange};
@@ -60,9 +61,10 @@ impl Command for Online {
         parse::new_space(name)?;
         // The search for the user begins before the rest is read, so that memory is on its way
         // meanwhile. What is wrong with the rest is told first all the same.
-        let mut opened = call.change_or_create(name);
+        let mut opened = call.change(name);
         let first = args.peek(0).unwrap_or_default();
-        let trail = opened.as_mut().map(|key| key.trail(first)).unwrap_or_default();
+        let there = opened.as_mut().ok().and_then(Option::as_mut);
+        let trail = there.map(|key| key.trail(first)).unwrap_or_default();
         let whom = parse::whom(&mut args)?;
         let (mut session, mut meta, mut condition) = (None, None, None);
         let mut times = Times::new("presence.online");
@@ -85,12 +87,17 @@ impl Command for Online {
                 return Err(args.unknown_option());
             }
         }
-        if let Ok(key) = &mut opened {
+        if let Ok(Some(key)) = &mut opened {
             key.follow(&trail);
         }
         let lease = times.lease(call.now())?;
 
-        let mut key = opened?;
+        let mut key = match opened?.filter(SpaceKey::is_open) {
+            Some(key) => key,
+            // Only now, when nothing is wrong with the arguments: it may be that a space that was
+            // closed is deleted for the new one.
+            None => call.change_or_create(name)?,
+        };
         let mut journal = key.journal();
         let limits = settings::limits();
         let at = At { space: name.bytes(), now: call.now(), limits };

@@ -301,6 +301,16 @@ impl<'a> SpaceKey<'a> {
         matches!(self.value, Value::New(_))
     }
 
+    /// Whether the space was not closed.
+    pub fn is_open(&self) -> bool {
+        let held = match &self.value {
+            // SAFETY: the key is open, so its value is there; it is only read.
+            Value::InKeyspace(held) => unsafe { held.as_ref() },
+            Value::New(held) => held,
+        };
+        !held.space.is_closed()
+    }
+
     fn held(&mut self) -> &mut Held {
         match &mut self.value {
             // SAFETY: the key is open, so its value is there, and this is the only reference.

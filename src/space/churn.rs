@@ -251,3 +251,31 @@ fn a_space_that_most_have_left_is_small() {
     assert_eq!(space.stored(), (10, 10));
     assert!(space.heap_bytes() < 5000, "{}", space.heap_bytes());
 }
+
+/// A clock that was put back: the user is here since the first session came, however many others are
+/// here and whatever the space has been through.
+#[test]
+fn a_clock_that_goes_back_changes_nothing_about_a_user() {
+    for others in [0, 5, 20] {
+        for reloads in [false, true] {
+            let mut space = Space::new(1);
+            let mut come = |user: &str, session: &str, now| {
+                let (trail, who) = (Trail::default(), (user, session));
+                let (keep, always) = (MetaChange::Keep, Condition::Always);
+                space
+                    .online(at(now), &trail, who, LEASE, keep, always, || true, &mut Silent)
+                    .unwrap();
+            };
+            come("a", "1", 100);
+            come("a", "2", 50);
+            (0..others).for_each(|n| come(&format!("u{n}"), "", 60));
+            let reloaded =
+                |space: &Space| if reloads { super::model::reload(space) } else { space.clone() };
+            let mut space = reloaded(&space);
+            assert_eq!(space.user("a", 60).unwrap().joined_at(), 100, "{others} {reloads}");
+            space.offline(at(60), "a", Some("1"), 0, &mut Silent);
+            let space = reloaded(&space);
+            assert_eq!(space.user("a", 60).unwrap().joined_at(), 100, "{others} {reloads} heir");
+        }
+    }
+}

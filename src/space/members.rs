@@ -413,8 +413,8 @@ impl Members {
         self.blocks.iter().map(|(_, record)| (record, self.since(record)))
     }
 
-    /// Adds a session that is not there yet. `since` is when its user came online, where that is
-    /// earlier than anything of the user that is here. Returns whether it is the user's first.
+    /// Adds a session that is not there yet. `since` is when its user came online, if
+    /// nothing of the user is here. Returns whether it is the user's first.
     pub fn insert(&mut self, trail: &Trail, new: Record<'_>, since: Timestamp) -> bool {
         if self.indexes.is_none() && (self.blocks.len() >= FEW || !Kept::fits_row(new)) {
             self.rebuild(Some(Box::default()));
@@ -422,13 +422,14 @@ impl Members {
         let trail = if trail.0.is_none() { &self.trail(new.user(), |_| {}) } else { trail };
         let anchor = self.anchor_by(trail, new.user());
         // Of who is here already, it is known.
-        let since = if anchor.is_none() { since } else { Timestamp::MAX };
+        let since = if anchor.is_none() { since } else { new.joined_at() };
         let id = self.blocks.insert(new, since, || trail.print(new.user(), new.session()));
         if self.indexes.is_none() {
             return anchor.is_none();
         }
         let mut to_file = [None, None];
-        if anchor.is_some() || since < new.joined_at() {
+        if anchor.is_some() || since != new.joined_at() {
+            let since = anchor.is_none().then_some(since);
             let (number, made) = self.group_of(anchor.unwrap_or(id), since);
             if let Some(anchor) = anchor {
                 to_file[0] = made.then_some(anchor);
@@ -461,12 +462,12 @@ impl Members {
     }
 
     /// The group of the user whose anchor this is, and whether it had to be made.
-    fn group_of(&mut self, anchor: u32, since: Timestamp) -> (u32, bool) {
+    fn group_of(&mut self, anchor: u32, since: Option<Timestamp>) -> (u32, bool) {
         let Some(mut record) = self.blocks.get_mut(anchor) else { return (NONE, false) };
         if record.read().group() != NONE {
             return (record.read().group(), false);
         }
-        let joined_at = since.min(record.read().joined_at());
+        let joined_at = since.unwrap_or(record.read().joined_at());
         let group = Group { joined_at, sessions: vec![anchor] };
         let group = self.groups.get_or_insert_default().insert(group);
         record.set_group(group);
@@ -609,7 +610,7 @@ impl Members {
         }
         let (group, filed) = self.record(id).map_or((NONE, NONE), |old| (old.group(), old.filed()));
         let print = || print_of(changed.user(), changed.session());
-        let new = self.blocks.insert(changed, Timestamp::MAX, print);
+        let new = self.blocks.insert(changed, changed.joined_at(), print);
         if let Some(mut record) = self.blocks.get_mut(new) {
             record.note(group, filed);
         }

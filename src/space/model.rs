@@ -175,7 +175,7 @@ fn dump(space: &Space) -> (String, BTreeSet<String>) {
     (head, rest)
 }
 
-fn reload(space: &Space) -> Space {
+pub fn reload(space: &Space) -> Space {
     let mut bytes = Vec::new();
     codec::begin(&mut bytes);
     space.dump(|effect| codec::encode(&mut bytes, effect));

@@ -237,18 +237,19 @@ impl<'a> Record<'a> {
         self.user() == user && self.session() == session
     }
 
-    /// Appends it as one of a few whose user is here since then, which is not later than it is.
+    /// Appends it as one of a few whose user is here since then: as a rule not later than it is, but a
+    /// clock can be put back.
     pub fn append_to(self, to: &mut Vec<u8>, since: Timestamp) {
         let at = to.len();
         let block = self.block();
         to.extend_from_slice(block.get(..NAMES).unwrap_or_default());
-        if since < self.joined_at() {
+        if since != self.joined_at() {
             to.extend_from_slice(&since.to_le_bytes());
         }
         to.extend_from_slice(block.get(self.names()..).unwrap_or_default());
         let mut copy = RecordMut(to.get_mut(at..).unwrap_or_default());
         copy.set_flag(NOTED, false);
-        copy.set_flag(SINCE, since < self.joined_at());
+        copy.set_flag(SINCE, since != self.joined_at());
         copy.set_lease(self.lease);
     }
 }
@@ -412,7 +413,7 @@ mod tests {
             RecordMut::of(&mut few).set_group(group);
             RecordMut::of(&mut few).set_filed(filed);
             check(few.clone(), None, NONE, NONE)?;
-            prop_assert_eq!(Record::of(&few).since(), since.min(joined_at));
+            prop_assert_eq!(Record::of(&few).since(), since);
             let again = Packed::with_meta(Record::of(&few), later.as_deref());
             prop_assert_eq!(&again.0, &few);
             let mut many = plain.0.clone();

@@ -474,3 +474,29 @@ fn out_of_memory_refuses_new_sessions_only() {
     c.ok("CONFIG SET maxmemory 0");
     assert_eq!(c.int("PRESENCE.ONLINE s new"), 1);
 }
+
+/// A space that was closed and is over is as good as gone, but only a command that does something takes
+/// it away. The server does nothing else meanwhile, so no sweep does.
+#[test]
+fn a_space_that_is_over_stays_for_what_is_refused() {
+    let server = Server::start();
+    let mut c = server.connect();
+    c.ok("PRESENCE.ONLINE s a");
+    for line in [
+        "MULTI",
+        "PRESENCE.CLOSE s PX 1",
+        "DEBUG SLEEP 0.02",
+        "PRESENCE.ONLINE s a EX 0",
+        "DBSIZE",
+        "PRESENCE.ONLINE s a NX XX",
+        "DBSIZE",
+        "PRESENCE.ONLINE s a",
+    ] {
+        c.ok(line);
+    }
+    let replies = c.ok("EXEC");
+    let replies = items(&replies);
+    assert_eq!([&replies[3], &replies[5]], [&Value::Int(1), &Value::Int(1)]);
+    assert_eq!(replies.last(), Some(&Value::Int(1)));
+    assert_eq!(c.space("s").names(), ["a"]);
+}
