@@ -8,43 +8,52 @@ use crate::collections::{hash_of, Blocks, DueHeap, HashIndex, Positions};
 use crate::space::Timestamp;
 use std::collections::BTreeMap;
 
-/// Ends a name: there may be zeroes behind a block.
+/// Ends the block of a space of the first table, as most are: there may be zeroes behind a block.
 const END: u8 = 1;
+/// Ends that of a space of another table, whose number is in front of it.
+const END_WITH_TABLE: u8 = 2;
 
-/// What is kept of a space beside its name.
-#[derive(Clone, Copy, Default)]
-struct Place {
-    /// Where in the order by time.
-    filed: u32,
-    table: u32,
-}
+/// Where in the order by time a space is filed.
+type Place = u32;
 
-/// A block each: a space's name and [`END`].
+/// A block each: a space's name and what tells its table.
 type Entries = Blocks<Place>;
 
 struct Entry<'a> {
-    filed: u32,
+    filed: Place,
     table: usize,
     name: &'a [u8],
 }
 
 impl<'a> Entry<'a> {
-    fn of(block: &'a [u8], place: &Place) -> Option<Self> {
+    fn of(block: &'a [u8], filed: Place) -> Option<Self> {
         let end = block.iter().rposition(|byte| *byte != 0)?;
-        Some(Entry { filed: place.filed, table: place.table as usize, name: block.get(..end)? })
+        let (rest, end) = (block.get(..end)?, *block.get(end)?);
+        if end == END {
+            return Some(Entry { filed, table: 0, name: rest });
+        }
+        let (name, table) = rest.split_last_chunk()?;
+        Some(Entry { filed, table: u32::from_le_bytes(*table) as usize, name })
+    }
+
+    fn block(table: usize, name: &[u8]) -> Vec<u8> {
+        if table == 0 {
+            return [name, &[END]].concat();
+        }
+        [name, &(table as u32).to_le_bytes(), &[END_WITH_TABLE]].concat()
     }
 }
 
 impl Positions for Entries {
     fn moved(&mut self, id: u32, position: u32) {
-        if let Some(place) = self.mark_mut(id) {
-            place.filed = position;
+        if let Some(filed) = self.mark_mut(id) {
+            *filed = position;
         }
     }
 }
 
 fn entry(entries: &Entries, id: u32) -> Option<Entry<'_>> {
-    Entry::of(entries.get(id)?, entries.mark(id)?)
+    Entry::of(entries.get(id)?, *entries.mark(id)?)
 }
 
 fn name_hash(entries: &Entries, id: u32) -> u64 {
@@ -109,8 +118,7 @@ impl Agenda {
             }
             return;
         }
-        let place = Place { filed: 0, table: table as u32 };
-        let id = self.entries.insert(&[name, &[END]].concat(), place);
+        let id = self.entries.insert(&Entry::block(table, name), 0);
         let entries = &self.entries;
         if let Some(table) = self.tables.get_mut(table) {
             table.names.insert(hash_of(name, b""), id, |other| name_hash(entries, other));
@@ -151,7 +159,7 @@ impl Agenda {
     /// The spaces of a table with their numbers, the lowest first.
     fn of_table(&self, table: usize) -> impl Iterator<Item = (u32, Entry<'_>)> {
         let entries = self.entries.iter();
-        let entries = entries.filter_map(|(id, name, place)| Some((id, Entry::of(name, place)?)));
+        let entries = entries.filter_map(|(id, name, place)| Some((id, Entry::of(name, *place)?)));
         entries.filter(move |(_, entry)| entry.table == table)
     }
 

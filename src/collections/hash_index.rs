@@ -33,12 +33,13 @@ pub fn hash_of(first: &[u8], second: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// A second hash of a name of two parts, which has nothing to do with the first. By both together, 64
-/// bits here and the place in an index there, one name is told from another without a comparison:
-/// that two are taken for the same has a chance of less than 1 in 2^64 a search, and nobody who
-/// does not know the secret can choose names to better it.
-pub fn print_of(first: &[u8], second: &[u8]) -> u64 {
-    NameHasher::new(first).print(second)
+/// By what a name of two parts is told from another without a comparison: the hash of the first part,
+/// which is [`hash_of`] it alone, and one of both. That two names are taken for the same has a chance of 1 in
+/// 2^128, and nobody who does not know the secret can choose names to better it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Print {
+    pub first: u64,
+    both: u64,
 }
 
 /// The hashes of names that begin with the same part.
@@ -58,11 +59,13 @@ impl NameHasher {
         self.0.finish()
     }
 
-    /// As [`print_of`].
-    pub fn print(mut self, second: &[u8]) -> u64 {
+    /// The print of the name that goes on like that.
+    pub fn print(mut self, second: &[u8]) -> Print {
+        let first = self.hash();
         self.0.write(second);
+        // A longer text than that of any hash_of: the two have nothing to do with each other.
         self.0.write_u8(0xfe);
-        self.0.finish()
+        Print { first, both: self.0.finish() }
     }
 }
 
@@ -174,7 +177,8 @@ impl HashIndex {
         let half = old.ids().count() / 2;
         for at in [source, self.tables.len() - 1] {
             if let Some(table) = self.tables.get_mut(at) {
-                *table = LineTable::with_room(half);
+                // With some of what comes until the next split.
+                *table = LineTable::with_room(half + half / 2);
                 self.lines += table.lines();
             }
         }

@@ -6,7 +6,7 @@
 
 use super::record::{Lease, Packed, Record, RecordMut, NONE};
 use super::Timestamp;
-use crate::collections::Blocks;
+use crate::collections::{Blocks, Print};
 
 /// A record that is longer than this is not for a row: whoever comes or goes moves those behind.
 const LARGEST_IN_ROW: usize = 8 << 10;
@@ -15,8 +15,8 @@ const LARGEST_IN_ROW: usize = 8 << 10;
 #[derive(Clone, Copy, Default)]
 pub struct Mark {
     lease: Lease,
-    /// By what the session is told from others without a look at its names: see [`crate::collections::print_of`].
-    print: u64,
+    /// By what it is told from others without a look at its names.
+    print: Print,
 }
 
 #[derive(Clone)]
@@ -106,11 +106,16 @@ impl Kept {
     }
 
     /// Whether it is the one of many that has this print.
-    pub fn has_print(&self, id: u32, print: u64) -> bool {
+    pub fn has_print(&self, id: u32, print: Print) -> bool {
         match self {
             Kept::Blocks(blocks) => blocks.mark(id).is_some_and(|mark| mark.print == print),
             Kept::Row(_) => false,
         }
+    }
+
+    /// The hash of the user's name of one of many.
+    pub fn user_hash(&self, id: u32) -> Option<u64> {
+        self.mark(id).map(|mark| mark.print.first)
     }
 
     /// What is kept of one of many beside its record, for who can have it brought near.
@@ -127,7 +132,7 @@ impl Kept {
         &mut self,
         record: Record<'_>,
         since: Timestamp,
-        print: impl FnOnce() -> u64,
+        print: impl FnOnce() -> Print,
     ) -> u32 {
         match self {
             Kept::Blocks(blocks) => {

@@ -21,7 +21,7 @@
 use super::kept::Kept;
 use super::record::{Lease, Packed, Record, NONE};
 use super::{Fetch, Text, Timestamp};
-use crate::collections::{hash_of, print_of, DueHeap, HashIndex, NameHasher, Positions, Slab};
+use crate::collections::{hash_of, DueHeap, HashIndex, NameHasher, Positions, Print, Slab};
 
 /// Up to so many sessions a look through all of them is as quick as an index and costs nothing.
 const FEW: usize = 8;
@@ -125,8 +125,10 @@ impl Positions for Kept {
     }
 }
 
+/// The hash of the name of a session's user, which is at hand where there are many.
 fn user_hash(blocks: &Kept, id: u32) -> u64 {
-    blocks.get(id).map_or(0, |record| hash_of(record.user(), b""))
+    let hash = || blocks.get(id).map(|record| hash_of(record.user(), b""));
+    blocks.user_hash(id).or_else(hash).unwrap_or(0)
 }
 
 fn session_hash(blocks: &Kept, id: u32) -> u64 {
@@ -148,11 +150,9 @@ impl Trail {
         self.0.as_ref().map_or_else(|| hash_of(user, b""), |(_, hash)| *hash)
     }
 
-    fn print(&self, user: &[u8], session: &[u8]) -> u64 {
-        match &self.0 {
-            Some((hasher, _)) => hasher.clone().print(session),
-            None => print_of(user, session),
-        }
+    fn print(&self, user: &[u8], session: &[u8]) -> Print {
+        let hasher = self.0.as_ref().map(|(hasher, _)| hasher.clone());
+        hasher.unwrap_or_else(|| NameHasher::new(user)).print(session)
     }
 }
 
@@ -260,7 +260,10 @@ impl Members {
             return self.few().find(|(_, record)| record.user() == user).map(|(id, _)| id);
         };
         let hash = trail.hash(user);
-        indexes.by_user.find(hash, |id| self.record(id).is_some_and(|record| record.user() == user))
+        indexes.by_user.find(hash, |id| {
+            self.blocks.user_hash(id) == Some(hash)
+                && self.record(id).is_some_and(|record| record.user() == user)
+        })
     }
 
     /// One session.
@@ -609,7 +612,7 @@ impl Members {
             return id;
         }
         let (group, filed) = self.record(id).map_or((NONE, NONE), |old| (old.group(), old.filed()));
-        let print = || print_of(changed.user(), changed.session());
+        let print = || Trail::default().print(changed.user(), changed.session());
         let new = self.blocks.insert(changed, changed.joined_at(), print);
         if let Some(mut record) = self.blocks.get_mut(new) {
             record.note(group, filed);

@@ -764,7 +764,9 @@ impl Space {
             }
             Effect::Session { user, session, lease, joined_at, since, lingering, meta } => {
                 let trail = self.members.trail(user.as_bytes(), |_| {});
-                if self.members.find_by(&trail, user.as_bytes(), session.as_bytes()).is_some() {
+                if self.members.sessions_of(&trail, user.as_bytes()) > 0
+                    && self.members.find_by(&trail, user.as_bytes(), session.as_bytes()).is_some()
+                {
                     return Err(Misfit("session is there twice"));
                 }
                 let lease = Lease::new(lease, lingering);
