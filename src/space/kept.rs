@@ -136,9 +136,10 @@ impl Kept {
     ) -> u32 {
         match self {
             Kept::Blocks(blocks) => {
-                let plain = Packed::from(record);
+                let copy = (!record.is_plain()).then(|| Packed::from(record));
+                let plain = copy.as_ref().map_or(record, Packed::read);
                 let mark = Mark { lease: record.lease(), print: print() };
-                let id = blocks.insert(plain.read().block(), mark);
+                let id = blocks.insert(plain.block(), mark);
                 if let Some(bytes) = blocks.get_mut(id) {
                     RecordMut::of(bytes).note(NONE, NONE);
                 }

@@ -192,6 +192,11 @@ impl<'a> Record<'a> {
         low | u64::from(high) << JOINED_BITS
     }
 
+    /// Whether it is as a [`Packed`] is that tells nothing of its user.
+    pub fn is_plain(self) -> bool {
+        !self.has(NOTED) && !self.has(SINCE)
+    }
+
     /// Since when the user of an anchor of a few is here.
     pub fn since(self) -> Timestamp {
         if self.has(SINCE) {
