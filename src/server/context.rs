@@ -217,6 +217,7 @@ impl Context {
         }
     }
 
+    /// Whether the server offers [`Self::publish_here`].
     pub fn can_publish_here() -> bool {
         offers!(RedisModule_PublishMessage)
     }
