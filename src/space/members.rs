@@ -7,7 +7,7 @@
 //! * Of many sessions, a user with several has a **group** that lists them and remembers when the user
 //!   came online. It stays until the user leaves.
 //! * `by_user` finds anchors; `by_session` finds the sessions of users that have a group.
-//! * `leases` is the order by lease. A renewal writes the lease into the record and leaves the
+//! * `leases` is the order by lease. A renewal writes the lease and leaves the
 //!   order alone: an entry is filed at the session's lease *or earlier*. What comes up too early
 //!   is filed again under the lease that it has by then.
 //!
