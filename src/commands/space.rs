@@ -7,6 +7,7 @@ use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
 use crate::server::context::Context;
 use crate::server::error::{Error, Outcome};
+use crate::server::near;
 use crate::space::User;
 use std::sync::LazyLock;
 
@@ -60,7 +61,7 @@ impl Command for Space {
         // A page is gathered before its members are sent, so that the cursor can come first, as
         // the contract has it.
         let (page, next) = match space.as_ref().filter(|_| is_page) {
-            Some(space) => space.page(from, count.unwrap_or(usize::MAX), call.now()),
+            Some(space) => space.page(from, count.unwrap_or(usize::MAX), call.now(), near::fetch),
             None => (Vec::new(), None),
         };
         ctx.reply_map(5);

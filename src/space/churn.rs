@@ -164,7 +164,7 @@ proptest! {
         let mut churn = Churn::new(stay, others);
         let (mut seen, mut from, mut page) = (BTreeMap::new(), Some(0), 0);
         while let Some(place) = from {
-            let (users, next) = churn.space.page(place, count, 1);
+            let (users, next) = churn.space.page(place, count, 1, |_| {});
             prop_assert!(next.is_none_or(|next| next > place));
             for user in users {
                 *seen.entry(text(user.name()).to_owned()).or_insert(0) += 1;
@@ -192,7 +192,7 @@ fn a_page_of_a_space_that_most_have_left_has_an_end() {
     for count in [1, 3] {
         let (mut from, mut pages, mut seen) = (Some(0), 0, 0);
         while let Some(place) = from {
-            let (users, next) = space.page(place, count, 10);
+            let (users, next) = space.page(place, count, 10, |_| {});
             assert!(users.len() <= count);
             (pages, seen, from) = (pages + 1, seen + users.len(), next);
         }

@@ -245,7 +245,7 @@ impl Members {
         }
         if whole {
             if let Some(record) = self.blocks.get(id) {
-                fetch(record.block_start());
+                record.lines().take(1).for_each(fetch);
             }
         }
     }
@@ -359,7 +359,7 @@ impl Members {
     }
 
     /// Everybody who is here with their hashes, in the order of these, from one on.
-    fn in_order(&self, from: u64) -> impl Iterator<Item = (u64, u32)> + '_ {
+    fn in_order(&self, from: u64, fetch: Fetch) -> impl Iterator<Item = (u64, u32)> + '_ {
         let (mut ready, mut next) = (Vec::new(), Some(from));
         if self.indexes.is_none() {
             let anchors = self.few().filter(|(id, record)| self.is_anchor(*id, *record));
@@ -375,20 +375,30 @@ impl Members {
             }
             let indexes = self.indexes.as_ref()?;
             let (more, after) = indexes.by_user.next(next?, |id| user_hash(&self.blocks, id));
+            // Each is at another place in memory; the first is looked at next.
+            for record in more.iter().filter_map(|(_, id)| self.record(*id)) {
+                record.lines().for_each(fetch);
+            }
             (ready, next) = (more.into_iter(), after);
         })
     }
 
     /// About `count` of those who are online at `now`, in the order of their places from `from`
     /// on, and the place to go on at; none where these were the last.
-    pub fn page(&self, from: u32, count: usize, now: Timestamp) -> (Vec<User<'_>>, Option<u32>) {
+    pub fn page(
+        &self,
+        from: u32,
+        count: usize,
+        now: Timestamp,
+        fetch: Fetch,
+    ) -> (Vec<User<'_>>, Option<u32>) {
         if from == 0 && self.users() <= count {
             // All fit: as they lie is the quicker way, and in a small space the order of coming.
             return (self.online(now).collect(), None);
         }
         let mut users = Vec::new();
         let (mut looks, mut last) = (0, None);
-        for (hash, id) in self.in_order(u64::from(from) << 32) {
+        for (hash, id) in self.in_order(u64::from(from) << 32, fetch) {
             let place = place_of(hash);
             let is_full = users.len() >= count || looks >= count.saturating_mul(LOOKS_A_MEMBER);
             // Two users of one place are not parted: the next page would begin with both.

@@ -215,8 +215,14 @@ impl Space {
 
     /// About `count` of those who are online at `now`, from a place on, and the place at which the
     /// next page begins; none after the last. Users keep their places, in this process.
-    pub fn page(&self, from: u32, count: usize, now: Timestamp) -> (Vec<User<'_>>, Option<u32>) {
-        self.members.page(from, count, now)
+    pub fn page(
+        &self,
+        from: u32,
+        count: usize,
+        now: Timestamp,
+        fetch: Fetch,
+    ) -> (Vec<User<'_>>, Option<u32>) {
+        self.members.page(from, count, now, fetch)
     }
 
     pub fn history(&self) -> Option<&History> {

@@ -220,7 +220,7 @@ fn compare(space: &Space, model: &Model, now: u64) {
     for count in 1..4 {
         let (mut from, mut listed) = (Some(0), Vec::new());
         while let Some(place) = from {
-            let (users, next) = space.page(place, count, now);
+            let (users, next) = space.page(place, count, now, |_| {});
             assert!(users.len() <= count && next.is_none_or(|next| next > place));
             listed.extend(users.iter().map(|user| text(user.name()).to_owned()));
             from = next;

@@ -125,9 +125,11 @@ impl<'a> Record<'a> {
         self.bytes.get(..self.len()).unwrap_or_default()
     }
 
-    /// Where the block lies.
-    pub fn block_start(self) -> *const u8 {
-        self.bytes.as_ptr()
+    /// The first cache lines that the block is in.
+    pub fn lines(self) -> impl Iterator<Item = *const u8> + 'a {
+        const LINE: usize = 64;
+        const MOST: usize = 4;
+        self.bytes.chunks(LINE).take(MOST).map(<[u8]>::as_ptr)
     }
 
     /// Length of the block.
