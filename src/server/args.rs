@@ -43,10 +43,9 @@ pub struct Args<'a> {
 }
 
 impl<'a> Args<'a> {
+    /// The first is the name of a space, which is taken by [`Self::required`] and nothing else.
     pub fn new(args: &'a [Arg<'a>]) -> Self {
-        let mut args = Args { args, next: 0, head: None };
-        args.advance();
-        args
+        Args { args, next: 1, head: None }
     }
 
     fn advance(&mut self) {
