@@ -378,9 +378,27 @@ impl Running {
     }
 }
 
+impl Server {
+    /// Of its clients and what they did, where it still answers.
+    fn last_words(&self) -> String {
+        const SHORT: Duration = Duration::from_secs(2);
+        let Some(mut conn) = Conn::to(self.port) else { return "nothing".to_string() };
+        let _ = conn.inner.set_read_timeout(Some(SHORT));
+        let mut asked = |what: &str| match conn.try_cmd(what) {
+            Ok(Value::BulkString(text)) => String::from_utf8_lossy(&text).into_owned(),
+            Ok(Value::VerbatimString { text, .. }) => text,
+            other => format!("{what}: {other:?}"),
+        };
+        ["CLIENT LIST", "INFO clients", "INFO stats", "INFO commandstats"].map(&mut asked).concat()
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         let crashed = self.crashed();
+        if thread::panicking() && !crashed {
+            eprintln!("--- what the server on port {} says:\n{}", self.port, self.last_words());
+        }
         if let Some(mut running) = self.running().take() {
             running.kill();
         }
