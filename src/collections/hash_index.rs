@@ -63,7 +63,7 @@ impl NameHasher {
     pub fn print(mut self, second: &[u8]) -> Print {
         let first = self.hash();
         self.0.write(second);
-        // A longer text than that of any hash_of: the two have nothing to do with each other.
+        // hash_of the same two parts ends without this byte, so that neither tells of the other.
         self.0.write_u8(0xfe);
         Print { first, both: self.0.finish() }
     }

@@ -1,7 +1,7 @@
 //! Asks the processor for memory that will be needed soon.
 //!
-//! A heartbeat of a large space waits for memory twice, each time for longer than anything else
-//! in it takes. Asked for in time, the memory comes while the rest of the command is looked at.
+//! A heartbeat of a large space looks at two places that are in no cache, and would wait for each
+//! longer than for most else that it does. Asked for in time, the memory comes while the rest of the command is looked at.
 
 /// Has a cache line brought near, without waiting for it.
 #[cfg(target_arch = "x86_64")]
