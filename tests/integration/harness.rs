@@ -26,7 +26,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -280,17 +281,15 @@ impl Server {
     /// A connection that speaks RESP2.
     #[track_caller]
     pub fn connect(&self) -> Conn {
-        self.try_connect(redis::ProtocolVersion::RESP2).expect("connect")
+        Conn::dial(self.port).expect("connect")
     }
 
     /// A connection that speaks RESP3.
     #[track_caller]
     pub fn connect3(&self) -> Conn {
-        self.try_connect(redis::ProtocolVersion::RESP3).expect("connect")
-    }
-
-    fn try_connect(&self, protocol: redis::ProtocolVersion) -> redis::RedisResult<Conn> {
-        Conn::open(self.port, protocol)
+        let mut conn = self.connect();
+        conn.ok("HELLO 3");
+        conn
     }
 
     /// Subscribes to channels. Each message published from now on arrives.
@@ -383,7 +382,7 @@ impl Server {
     fn last_words(&self) -> String {
         const SHORT: Duration = Duration::from_secs(2);
         let Some(mut conn) = Conn::to(self.port) else { return "nothing".to_string() };
-        let _ = conn.inner.set_read_timeout(Some(SHORT));
+        let _ = conn.set_deadline(Some(SHORT));
         let mut asked = |what: &str| match conn.try_cmd(what) {
             Ok(Value::BulkString(text)) => String::from_utf8_lossy(&text).into_owned(),
             Ok(Value::VerbatimString { text, .. }) => text,
@@ -478,7 +477,7 @@ fn launch(dir: &Path, port: u16) -> Result<(Child, u32), String> {
 
 /// The pid of the server on `port`, if it has loaded its data and is the one that lives in `dir`.
 fn answers_from(port: u16, dir: &Path) -> Option<u32> {
-    let mut c = Conn::open(port, redis::ProtocolVersion::RESP2).ok()?;
+    let mut c = Conn::to(port)?;
     c.try_cmd("PING").ok()?;
     let there = texts(&c.try_cmd("CONFIG GET dir").ok()?);
     if there.get(1).map(Path::new).and_then(|d| d.canonicalize().ok()) != dir.canonicalize().ok() {
@@ -504,30 +503,51 @@ pub fn tail(log: &str) -> String {
 
 /// One connection. `ok` and its kin fail the test on an error reply; `err` fails it on anything else.
 pub struct Conn {
-    inner: redis::Connection,
+    stream: Uninterrupted,
+    parser: redis::Parser,
     /// What the server pushed on a RESP3 connection (invalidations and the like), in order.
     pub pushes: Vec<Value>,
 }
 
+/// A stream whose reads a signal does not end (a debugger's, a job control's). `redis::Connection`
+/// takes such an end for a reply given up on, and drops the reply when it comes.
+struct Uninterrupted(TcpStream);
+
+impl Read for Uninterrupted {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            match self.0.read(buffer) {
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+}
+
+fn lost(error: impl fmt::Display) -> String {
+    format!("lost: {error}")
+}
+
 impl Conn {
-    /// A connection to whoever listens on a port, where somebody does.
-    pub fn to(port: u16) -> Option<Conn> {
-        Conn::open(port, redis::ProtocolVersion::RESP2).ok()
-    }
-
-    fn open(port: u16, protocol: redis::ProtocolVersion) -> redis::RedisResult<Conn> {
-        use redis::IntoConnectionInfo;
-        let info = format!("redis://127.0.0.1:{port}/").into_connection_info()?;
-        let settings = info.redis_settings().clone().set_protocol(protocol).set_skip_set_lib_name();
-        let inner = redis::Client::open(info.set_redis_settings(settings))?
-            .get_connection_with_timeout(SOON)?;
-        inner.set_read_timeout(Some(REPLY_DEADLINE))?;
-        Ok(Conn { inner, pushes: Vec::new() })
-    }
-
     /// A connection in RESP2 to whoever listens on a loopback port, if anybody does.
     pub fn dial(port: u16) -> Result<Conn, String> {
-        Conn::open(port, redis::ProtocolVersion::RESP2).map_err(|e| format!("lost: {e}"))
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let stream = TcpStream::connect_timeout(&address, SOON).map_err(lost)?;
+        stream.set_nodelay(true).map_err(lost)?;
+        let (stream, parser) = (Uninterrupted(stream), redis::Parser::new());
+        let conn = Conn { stream, parser, pushes: Vec::new() };
+        conn.set_deadline(Some(REPLY_DEADLINE))?;
+        Ok(conn)
+    }
+
+    /// The same, where nobody asks why there is none.
+    pub fn to(port: u16) -> Option<Conn> {
+        Conn::dial(port).ok()
+    }
+
+    /// How long a reply may take; None is for ever.
+    fn set_deadline(&self, deadline: Option<Duration>) -> Result<(), String> {
+        self.stream.0.set_read_timeout(deadline).map_err(lost)
     }
 
     /// The reply, or the error line ("ERR …", "WRONGTYPE …"). A lost connection is an error that starts with "lost".
@@ -542,13 +562,13 @@ impl Conn {
         args.args().iter().for_each(|a| {
             cmd.arg(a);
         });
-        self.inner.send_packed_command(&cmd.get_packed_command()).map_err(|e| format!("lost: {e}"))
+        self.stream.0.write_all(&cmd.get_packed_command()).map_err(lost)
     }
 
     /// The next reply to what was sent.
     pub fn recv(&mut self) -> Result<Value, String> {
         loop {
-            match self.inner.recv_response() {
+            match self.parser.parse_value(&mut self.stream) {
                 Ok(push @ Value::Push { .. }) => self.pushes.push(push),
                 Ok(Value::ServerError(e)) => {
                     return Err(format!("{} {}", e.code(), e.details().unwrap_or(""))
@@ -556,9 +576,7 @@ impl Conn {
                         .to_string())
                 }
                 Ok(value) => return Ok(value),
-                // A signal came (a debugger's, a job control's), not an end: what has been read is kept.
-                Err(e) if e.is_io_error() && e.to_string().contains("Interrupted") => {}
-                Err(e) => return Err(format!("lost: {e}")),
+                Err(e) => return Err(lost(e)),
             }
         }
     }
@@ -578,7 +596,7 @@ impl Conn {
             cmd.write_packed_command(&mut bytes);
             n += 1;
         }
-        self.inner.send_packed_command(&bytes).unwrap_or_else(|e| panic!("lost: {e}"));
+        self.stream.0.write_all(&bytes).unwrap_or_else(|e| panic!("{}", lost(e)));
         (0..n).map(|_| self.recv()).collect()
     }
 
@@ -1052,7 +1070,7 @@ impl Subscriber {
         for _ in channels {
             conn.recv()?;
         }
-        conn.inner.set_read_timeout(None).map_err(|e| format!("lost: {e}"))?;
+        conn.set_deadline(None)?;
         let (sender, messages) = mpsc::channel();
         // Ends with its server, or when nobody listens any more.
         thread::spawn(move || {

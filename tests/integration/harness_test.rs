@@ -36,3 +36,19 @@ fn harness_notices_a_crash() {
     let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(server)));
     assert!(dropped.is_err());
 }
+
+/// A process that is stopped and goes on has the reads interrupted that it waits in.
+#[test]
+fn harness_gets_the_reply_after_an_interrupted_read() {
+    let server = Server::builder().bare().start();
+    let (mut waits, mut c) = (server.connect(), server.connect());
+    waits.send("BLPOP list 0").unwrap();
+    let reply = std::thread::spawn(move || texts(&waits.recv().unwrap()));
+    wait_until("the read", SOON, || c.text("CLIENT LIST").contains("cmd=blpop"));
+    let script = "for i in 1 2 3 4 5; do kill -STOP $0; kill -CONT $0; done";
+    let this = std::process::id().to_string();
+    let ended = std::process::Command::new("sh").args(["-c", script, &this]).status().unwrap();
+    assert!(ended.success());
+    c.ok("RPUSH list x");
+    assert_eq!(reply.join().unwrap(), ["list", "x"]);
+}
