@@ -23,13 +23,17 @@ const LARGE: u32 = 1 << 31;
 const PLACE_BITS: u32 = 25;
 const MOST_PLACES: u32 = 1 << PLACE_BITS;
 const MOST_CLASSES: usize = 1 << (31 - PLACE_BITS);
+/// So that a place times a rounded part is exact: a place is below 2^25, and what is rounded up is less than the
+/// 2^12 blocks of a page.
+const PRECISION: u32 = 37;
 
 /// Blocks of one size. No page is empty but the first, and all are full but the last.
 #[derive(Clone)]
 struct Class<M> {
     stride: usize,
-    /// How many blocks a page holds.
+    /// How many blocks a page holds, and 2^[`PRECISION`] divided by that, rounded up.
     in_page: u32,
+    part: u64,
     len: u32,
     pages: Near<Page<M>>,
 }
@@ -79,16 +83,15 @@ fn stride_of(bytes: usize) -> Option<usize> {
 impl<M: Copy + Default> Class<M> {
     fn new(stride: usize) -> Self {
         let in_page = (PAGE_BYTES / stride) as u32;
-        Class { stride, in_page, len: 0, pages: Near::new(Page::default()) }
+        let part = (1u64 << PRECISION).div_ceil(u64::from(in_page));
+        Class { stride, in_page, part, len: 0, pages: Near::new(Page::default()) }
     }
 
     /// The page and the place in it.
     fn split(&self, place: u32) -> (usize, usize) {
-        if place < self.in_page {
-            (0, place as usize)
-        } else {
-            ((place / self.in_page) as usize, (place % self.in_page) as usize)
-        }
+        // A division, which a heartbeat would wait for several times.
+        let page = ((u64::from(place) * self.part) >> PRECISION) as u32;
+        (page as usize, (place - page * self.in_page) as usize)
     }
 
     fn get(&self, place: u32) -> Option<&[u8]> {
@@ -429,5 +432,25 @@ mod tests {
             blocks.remove(*id);
         }
         assert!(blocks.heap_bytes() < full * 11 / 20, "{} of {full}", blocks.heap_bytes());
+    }
+
+    #[test]
+    fn places_are_split_as_by_division() {
+        for stride in (8..=LARGEST).step_by(8) {
+            let class = Class::<u8>::new(stride);
+            let pages = MOST_PLACES / class.in_page;
+            let firsts = [0, 1, 2, pages / 2, pages - 1, pages].map(|page| page * class.in_page);
+            let last = [MOST_PLACES - 1, MOST_PLACES];
+            for place in
+                firsts.into_iter().flat_map(|it| [it.saturating_sub(1), it, it + 1]).chain(last)
+            {
+                let split = (place / class.in_page, place % class.in_page);
+                assert_eq!(
+                    class.split(place),
+                    (split.0 as usize, split.1 as usize),
+                    "{stride} {place}"
+                );
+            }
+        }
     }
 }

@@ -34,8 +34,9 @@ pub fn hash_of(first: &[u8], second: &[u8]) -> u64 {
 }
 
 /// By what a name of two parts is told from another without a comparison: the hash of the first part,
-/// which is [`hash_of`] it alone, and one of both. That two names are taken for the same has a chance of 1 in
-/// 2^128, and nobody who does not know the secret can choose names to better it.
+/// which is [`hash_of`] it alone, and one of both. That two names are taken for the same has a chance
+/// of 1 in 2^128, or of 1 in 2^64 where their first parts are the same, and nobody who does not know the
+/// secret can choose names to better it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Print {
     pub first: u64,
@@ -44,28 +45,35 @@ pub struct Print {
 
 /// The hashes of names that begin with the same part.
 #[derive(Clone)]
-pub struct NameHasher(DefaultHasher);
+pub struct NameHasher {
+    hasher: DefaultHasher,
+    first: u64,
+}
 
 impl NameHasher {
     pub fn new(first: &[u8]) -> Self {
         let mut hasher = KEY.build_hasher();
         hasher.write(first);
         hasher.write_u8(0xff);
-        NameHasher(hasher)
+        let first = hasher.finish();
+        NameHasher { hasher, first }
     }
 
     /// As [`hash_of`] with no second part.
     pub fn hash(&self) -> u64 {
-        self.0.finish()
+        self.first
     }
 
     /// The print of the name that goes on like that.
-    pub fn print(mut self, second: &[u8]) -> Print {
-        let first = self.hash();
-        self.0.write(second);
-        // hash_of the same two parts ends without this byte, so that neither tells of the other.
-        self.0.write_u8(0xfe);
-        Print { first, both: self.0.finish() }
+    pub fn print(&self, second: &[u8]) -> Print {
+        let mut hasher = self.hasher.clone();
+        if second.is_empty() {
+            // Else both hashes would be one. No UTF-8 text is this byte.
+            hasher.write_u8(0xfe);
+        } else {
+            hasher.write(second);
+        }
+        Print { first: self.first, both: hasher.finish() }
     }
 }
 

@@ -29,8 +29,8 @@ impl Command for Apply {
             return Err(Error::new("PRESENCE._APPLY is for replication and the AOF only"));
         }
         let mut args = call.args();
-        let name = args.required()?;
-        let batch = args.required()?.bytes();
+        let name = args.space()?;
+        let batch = args.required()?;
         let mut key = call.change_or_create(name)?;
         let mut journal = Journal::replay();
         let applied = apply(&mut key, name.bytes(), batch, &mut journal);

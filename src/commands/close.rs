@@ -34,7 +34,7 @@ impl Command for Close {
 
     fn run(call: &Call) -> Outcome {
         let mut args = call.args();
-        let name = args.required()?;
+        let name = args.space()?;
         let mut times = Times::new("presence.close");
         while args.left() > 0 {
             if !times.take(&mut args, call.now(), false)? {

@@ -21,7 +21,7 @@ impl Command for Count {
 
     fn run(call: &Call) -> Outcome {
         let mut args = call.args();
-        let name = args.required()?;
+        let name = args.space()?;
         let sessions = args.take_word("SESSIONS");
         if args.left() > 0 {
             return Err(args.unknown_option());

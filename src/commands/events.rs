@@ -33,7 +33,7 @@ impl Command for Events {
 
     fn run(call: &Call) -> Outcome {
         let mut args = call.args();
-        let name = args.required()?;
+        let name = args.space()?;
         let (mut after, mut count, mut block) = (None, None, None);
         while args.left() > 0 {
             if args.take_word("AFTER") {

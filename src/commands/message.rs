@@ -30,10 +30,10 @@ impl Command for Message {
 
     fn run(call: &Call) -> Outcome {
         let mut args = call.args();
-        let name = args.required()?;
-        parse::new_space(name)?;
-        let user = parse::user(args.required()?.bytes())?;
-        let message = parse::message(args.required()?.bytes())?;
+        let name = args.space()?;
+        let space = parse::new_space(name)?;
+        let user = parse::user(args.required()?)?;
+        let message = parse::message(args.required()?)?;
         let mut session = None;
         while args.left() > 0 {
             if !args.take_word("SESSION") {
@@ -45,7 +45,7 @@ impl Command for Message {
 
         let mut key = call.change_or_create(name)?;
         let mut journal = key.journal();
-        let at = At { space: name.bytes(), now: call.now(), limits: settings::limits() };
+        let at = At { space, now: call.now(), limits: settings::limits() };
         let session = session.unwrap_or("");
         let id = key.space().message(at, user, session, message, &mut journal);
         key.commit(&journal);

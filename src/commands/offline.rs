@@ -42,7 +42,7 @@ impl Command for Offline {
 
     fn run(call: &Call) -> Outcome {
         let mut args = call.args();
-        let name = args.required()?;
+        let name = args.space()?;
         let whom = parse::whom(&mut args)?;
         let (mut session, mut linger) = (None, None);
         let is_one = matches!(whom, Whom::One(_));

@@ -57,14 +57,14 @@ impl Command for Online {
 
     fn run(call: &Call) -> Outcome {
         let mut args = call.args();
-        let name = args.required()?;
-        parse::new_space(name)?;
+        let name = args.space()?;
+        let space = parse::new_space(name)?;
         // The search for the user begins before the rest is read, so that memory is on its way
         // meanwhile. What is wrong with the rest is told first all the same.
         let mut opened = call.change(name);
         let first = args.peek(0).unwrap_or_default();
         let there = opened.as_mut().ok().and_then(Option::as_mut);
-        let trail = there.map(|key| key.trail(first)).unwrap_or_default();
+        let mut trail = there.map(|key| key.trail(first)).unwrap_or_default();
         let whom = parse::whom(&mut args)?;
         let (mut session, mut meta, mut condition) = (None, None, None);
         let mut times = Times::new("presence.online");
@@ -88,7 +88,7 @@ impl Command for Online {
             }
         }
         if let Ok(Some(key)) = &mut opened {
-            key.follow(&trail);
+            key.follow(&mut trail);
         }
         let lease = times.lease(call.now())?;
 
@@ -100,7 +100,7 @@ impl Command for Online {
         };
         let mut journal = key.journal();
         let limits = settings::limits();
-        let at = At { space: name.bytes(), now: call.now(), limits };
+        let at = At { space, now: call.now(), limits };
         let has_memory = || call.ctx.has_memory(name);
         let came_online = match &whom {
             Whom::One(user) => {

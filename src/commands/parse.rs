@@ -1,7 +1,7 @@
 //! What several commands read in the same way.
 
 use crate::json;
-use crate::server::args::{integer, looks_like_a_count, Arg, Args};
+use crate::server::args::{integer, looks_like_a_count, text, Arg, Args};
 use crate::server::command::{ArgKind, ArgSpec, USER};
 use crate::server::error::{quoted, Error};
 use crate::server::journal;
@@ -12,7 +12,7 @@ use crate::space::{Text, MAX_NAME_BYTES, MAX_TIMESTAMP};
 const MAX_SPACE_BYTES: usize = 128 << 10;
 
 fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Error> {
-    std::str::from_utf8(bytes).map_err(|_| Error::new(format!("{what} is not UTF-8 text")))
+    text(bytes).ok_or_else(|| Error::new(format!("{what} is not UTF-8 text")))
 }
 
 fn bounded<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Error> {
@@ -33,9 +33,9 @@ pub fn session(bytes: &[u8]) -> Result<&str, Error> {
     bounded(bytes, "session")
 }
 
-/// The name of a space that may come into being by this command: events carry it as text, and in
-/// sharded mode there must be a channel for it.
-pub fn new_space(name: Arg<'_>) -> Result<(), Error> {
+/// The bytes of the name of a space that may come into being by this command: events carry it as
+/// text, and in sharded mode there must be a channel for it.
+pub fn new_space(name: Arg<'_>) -> Result<&[u8], Error> {
     let name = name.bytes();
     if name.len() > MAX_SPACE_BYTES {
         return Err(Error::new(format!("space is longer than {MAX_SPACE_BYTES} bytes")));
@@ -51,7 +51,7 @@ pub fn new_space(name: Arg<'_>) -> Result<(), Error> {
             "space has no sharded channel: its name is empty, has a } outside a hash tag or an empty hash tag",
         ));
     }
-    Ok(())
+    Ok(name)
 }
 
 /// A message: any text.
@@ -198,14 +198,12 @@ pub enum Whom<'a> {
 /// Reads `user`, `USERS n user …` or `SESSIONS n user session …`. It is a list only where a number
 /// follows the word.
 pub fn whom<'a>(args: &mut Args<'a>) -> Result<Whom<'a>, Error> {
-    let counted = args.peek(1).is_some_and(looks_like_a_count);
-    let word = if counted && args.take_word("USERS") {
-        "USERS"
-    } else if counted && args.take_word("SESSIONS") {
-        "SESSIONS"
-    } else {
-        return Ok(Whom::One(user(args.required()?.bytes())?));
+    let counted = |args: &Args<'a>| args.peek(1).is_some_and(looks_like_a_count);
+    let is_list = |word: &&str| args.is_word(word) && counted(args);
+    let Some(word) = ["USERS", "SESSIONS"].into_iter().find(is_list) else {
+        return Ok(Whom::One(user(args.required()?)?));
     };
+    args.take_word(word);
     let width = if word == "USERS" { 1 } else { 2 };
     let count = integer(args.value_of(word)?)
         .and_then(|count| usize::try_from(count).ok())
@@ -217,8 +215,8 @@ pub fn whom<'a>(args: &mut Args<'a>) -> Result<Whom<'a>, Error> {
     }
     let mut list = Vec::with_capacity(count);
     for _ in 0..count {
-        let user = user(args.required()?.bytes())?;
-        let session = if width == 2 { session(args.required()?.bytes())? } else { "" };
+        let user = user(args.required()?)?;
+        let session = if width == 2 { session(args.required()?)? } else { "" };
         list.push((user, session));
     }
     Ok(if width == 2 { Whom::Sessions(list) } else { Whom::Users(list) })

@@ -33,7 +33,7 @@ impl Command for Space {
 
     fn run(call: &Call) -> Outcome {
         let mut args = call.args();
-        let name = args.required()?;
+        let name = args.space()?;
         let (mut with_sessions, mut cursor, mut count) = (None, None, None);
         while args.left() > 0 {
             if args.take_word("WITHSESSIONS") {

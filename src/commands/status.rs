@@ -23,7 +23,7 @@ impl Command for Status {
 
     fn run(call: &Call) -> Outcome {
         let mut args = call.args();
-        let name = args.required()?;
+        let name = args.space()?;
         let mut users = Vec::with_capacity(args.left());
         while let Some(user) = args.next() {
             users.push(parse::user(user)?);

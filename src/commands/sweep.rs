@@ -21,7 +21,7 @@ impl Command for Sweep {
     };
 
     fn run(call: &Call) -> Outcome {
-        let name = call.args().required()?;
+        let name = call.args().space()?;
         let ended = sweep_space(call.ctx, name, call.now())?;
         call.ctx.reply_count(ended);
         Ok(())

@@ -22,8 +22,8 @@ impl Command for User {
 
     fn run(call: &Call) -> Outcome {
         let mut args = call.args();
-        let name = args.required()?;
-        let user = parse::user(args.required()?.bytes())?;
+        let name = args.space()?;
+        let user = parse::user(args.required()?)?;
         let space = call.read(name)?;
         let Some(user) = space.as_ref().and_then(|space| space.user(user, call.now())) else {
             call.ctx.reply_null();

@@ -43,7 +43,7 @@ pub struct Args<'a> {
 }
 
 impl<'a> Args<'a> {
-    /// The first is the name of a space, which is taken by [`Self::required`] and nothing else.
+    /// The first is the name of a space, which is taken by [`Self::space`] and nothing else.
     pub fn new(args: &'a [Arg<'a>]) -> Self {
         Args { args, next: 1, head: None }
     }
@@ -58,15 +58,16 @@ impl<'a> Args<'a> {
         self.args.len().saturating_sub(self.next)
     }
 
-    /// The next argument, for one that the arity says is there.
-    pub fn required(&mut self) -> Result<Arg<'a>, Error> {
-        self.next_arg().ok_or_else(|| Error::syntax("an argument is missing"))
+    /// The name of the space, the first argument, which the arity says is there.
+    pub fn space(&mut self) -> Result<Arg<'a>, Error> {
+        let name = *self.args.get(self.next).ok_or_else(missing)?;
+        self.advance();
+        Ok(name)
     }
 
-    fn next_arg(&mut self) -> Option<Arg<'a>> {
-        let arg = *self.args.get(self.next)?;
-        self.advance();
-        Some(arg)
+    /// The bytes of a further argument that the arity says is there.
+    pub fn required(&mut self) -> Result<&'a [u8], Error> {
+        self.next().ok_or_else(missing)
     }
 
     /// The next argument's bytes.
@@ -84,9 +85,14 @@ impl<'a> Args<'a> {
         self.args.get(self.next + ahead).map(|arg| arg.bytes())
     }
 
-    /// Takes the next argument if it is this word, in any case.
+    /// Whether the next argument is this word, in any case.
+    pub fn is_word(&self, word: &str) -> bool {
+        self.head.is_some_and(|arg| arg.eq_ignore_ascii_case(word.as_bytes()))
+    }
+
+    /// Takes the next argument if it is this word.
     pub fn take_word(&mut self, word: &str) -> bool {
-        let is_it = self.peek(0).is_some_and(|arg| arg.eq_ignore_ascii_case(word.as_bytes()));
+        let is_it = self.is_word(word);
         if is_it {
             self.advance();
         }
@@ -103,6 +109,19 @@ impl<'a> Args<'a> {
         let what = self.peek(0).map(quoted).unwrap_or_default();
         Error::syntax(&format!("unknown option {what}"))
     }
+}
+
+fn missing() -> Error {
+    Error::syntax("an argument is missing")
+}
+
+/// The bytes as text; none where they are not UTF-8.
+pub fn text(bytes: &[u8]) -> Option<&str> {
+    if bytes.is_ascii() {
+        // SAFETY: ASCII is UTF-8. Most names are, and to see that takes a fifth of the time.
+        return Some(unsafe { std::str::from_utf8_unchecked(bytes) });
+    }
+    std::str::from_utf8(bytes).ok()
 }
 
 /// Sets an option that may be given once.

@@ -4,6 +4,7 @@
 //! hands it on: effects to replicas and the AOF, events to subscribers, counts to INFO. Commands,
 //! the sweep and replayed effects all go this way.
 
+use super::args::Arg;
 use super::context::{Context, OwnedString};
 use super::listeners;
 use super::settings::{self, ChannelMode};
@@ -128,12 +129,13 @@ impl Journal {
     }
 
     /// Publishes the events on the channel of the space.
-    pub fn publish(&self, ctx: Context, space: &[u8]) {
+    pub fn publish(&self, ctx: Context, space: Arg<'_>) {
         if self.ends.is_empty() || self.replaying {
             return;
         }
         let mode = settings::channel_mode();
-        let Some(channel) = settings::with_channel_prefix(|prefix| channel(mode, prefix, space))
+        let Some(channel) =
+            settings::with_channel_prefix(|prefix| channel(mode, prefix, space.bytes()))
         else {
             return;
         };

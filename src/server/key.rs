@@ -183,9 +183,10 @@ impl Opened {
         // least until the key is closed.
         unsafe {
             if api!(RedisModule_ModuleTypeGetType(self.0.as_ptr())) == datatype::raw_type() {
-                return Ok(NonNull::new(
-                    api!(RedisModule_ModuleTypeGetValue(self.0.as_ptr())).cast(),
-                ));
+                let held: *mut Held = api!(RedisModule_ModuleTypeGetValue(self.0.as_ptr())).cast();
+                // It may lie on two cache lines, which are looked at one after the other.
+                near::fetch(held.cast::<u8>().wrapping_add(size_of::<Held>() - 1));
+                return Ok(NonNull::new(held));
             }
             let kind = api!(RedisModule_KeyType(self.0.as_ptr()));
             if kind == raw::REDISMODULE_KEYTYPE_EMPTY as c_int {
@@ -329,7 +330,7 @@ impl<'a> SpaceKey<'a> {
     }
 
     /// Has brought near what the search looks at next.
-    pub fn follow(&mut self, trail: &Trail) {
+    pub fn follow(&mut self, trail: &mut Trail) {
         self.space().follow(trail, near::fetch);
     }
 
@@ -370,7 +371,7 @@ impl<'a> SpaceKey<'a> {
             self.held().grace.tell();
             self.ctx.replicate(journal::APPLY, self.name, journal.batch());
         }
-        journal.publish(self.ctx, self.name.bytes());
+        journal.publish(self.ctx, self.name);
         let changed = journal.has_events() || journal.is_replaying();
         let (db, name) = (self.db, self.name);
         if changed {

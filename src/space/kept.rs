@@ -5,7 +5,7 @@
 //! changes the size of one changes the numbers of those behind.
 
 use super::record::{Lease, Packed, Record, RecordMut, NONE};
-use super::Timestamp;
+use super::{Fetch, Timestamp};
 use crate::collections::{Blocks, Print};
 
 /// A record that is longer than this is not for a row: whoever comes or goes moves those behind.
@@ -110,6 +110,15 @@ impl Kept {
         match self {
             Kept::Blocks(blocks) => blocks.mark(id).is_some_and(|mark| mark.print == print),
             Kept::Row(_) => false,
+        }
+    }
+
+    /// Asks for what leads to the marks.
+    pub fn fetch_heads(&self, fetch: Fetch) {
+        if let Kept::Blocks(blocks) = self {
+            let head = std::ptr::from_ref(&**blocks).cast::<u8>();
+            fetch(head);
+            fetch(head.wrapping_add(64));
         }
     }
 

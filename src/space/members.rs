@@ -141,18 +141,23 @@ fn place_of(hash: u64) -> u32 {
 }
 
 /// What a search for a user begins with, so that it need not be made twice: the hash of the name,
-/// where it is known, and what goes on from there to the session's.
+/// where it is known, what goes on from there to the session's, and who was probably found.
 #[derive(Clone, Default)]
-pub struct Trail(Option<(NameHasher, u64)>);
+pub struct Trail {
+    hasher: Option<NameHasher>,
+    guess: Option<u32>,
+}
 
 impl Trail {
     fn hash(&self, user: &[u8]) -> u64 {
-        self.0.as_ref().map_or_else(|| hash_of(user, b""), |(_, hash)| *hash)
+        self.hasher.as_ref().map_or_else(|| hash_of(user, b""), NameHasher::hash)
     }
 
     fn print(&self, user: &[u8], session: &[u8]) -> Print {
-        let hasher = self.0.as_ref().map(|(hasher, _)| hasher.clone());
-        hasher.unwrap_or_else(|| NameHasher::new(user)).print(session)
+        match &self.hasher {
+            Some(hasher) => hasher.print(session),
+            None => NameHasher::new(user).print(session),
+        }
     }
 }
 
@@ -228,18 +233,21 @@ impl Members {
 
     /// Where the search for a user begins. What it looks at first is asked for.
     pub fn trail(&self, user: &[u8], fetch: Fetch) -> Trail {
-        let Some(indexes) = &self.indexes else { return Trail(None) };
+        let Some(indexes) = &self.indexes else { return Trail::default() };
+        // What leads to the index's line and to the mark comes while the name is hashed.
+        fetch(std::ptr::from_ref(&indexes.by_user).cast());
+        self.blocks.fetch_heads(fetch);
         let hasher = NameHasher::new(user);
-        let hash = hasher.hash();
-        fetch(indexes.by_user.line_at(hash).as_ptr());
-        Trail(Some((hasher, hash)))
+        fetch(indexes.by_user.line_at(hasher.hash()).as_ptr());
+        Trail { hasher: Some(hasher), guess: None }
     }
 
     /// Goes on where the trail most probably leads, and asks for what a renewal looks at next, or for
     /// the `whole` session too.
-    pub fn follow(&self, trail: &Trail, whole: bool, fetch: Fetch) {
-        let (Some(indexes), Some((_, hash))) = (&self.indexes, &trail.0) else { return };
-        let Some(id) = indexes.by_user.guess(*hash) else { return };
+    pub fn follow(&self, trail: &mut Trail, whole: bool, fetch: Fetch) {
+        let (Some(indexes), Some(hasher)) = (&self.indexes, &trail.hasher) else { return };
+        trail.guess = indexes.by_user.guess(hasher.hash());
+        let Some(id) = trail.guess else { return };
         if let Some(mark) = self.blocks.mark(id) {
             fetch(std::ptr::from_ref(mark).cast());
         }
@@ -276,8 +284,10 @@ impl Members {
         let Some(indexes) = &self.indexes else {
             return self.few().find(|(_, it)| it.is(user, session)).map(|(id, _)| id);
         };
-        let (hash, print) = (trail.hash(user), trail.print(user, session));
-        if let Some(id) = indexes.by_user.find(hash, |id| self.blocks.has_print(id, print)) {
+        let print = trail.print(user, session);
+        let is_it = |id: &u32| self.blocks.has_print(*id, print);
+        let found = || indexes.by_user.find(print.first, |id| is_it(&id));
+        if let Some(id) = trail.guess.filter(is_it).or_else(found) {
             debug_assert!(self.record(id).is_some_and(|record| record.is(user, session)));
             return Some(id);
         }
@@ -300,14 +310,14 @@ impl Members {
         whole: bool,
         fetch: Fetch,
     ) -> [Trail; AT_ONCE] {
-        let mut trails = [const { Trail(None) }; AT_ONCE];
+        let mut trails = [const { Trail { hasher: None, guess: None } }; AT_ONCE];
         if self.indexes.is_none() {
             return trails;
         }
         for (trail, user) in trails.iter_mut().zip(users) {
             *trail = self.trail(user, fetch);
         }
-        for trail in trails.iter().take_while(|trail| trail.0.is_some()) {
+        for trail in trails.iter_mut().take_while(|trail| trail.hasher.is_some()) {
             self.follow(trail, whole, fetch);
         }
         trails
@@ -432,7 +442,7 @@ impl Members {
         if self.indexes.is_none() && (self.blocks.len() >= FEW || !Kept::fits_row(new)) {
             self.rebuild(Some(Box::default()));
         }
-        let trail = if trail.0.is_none() { &self.trail(new.user(), |_| {}) } else { trail };
+        let trail = if trail.hasher.is_none() { &self.trail(new.user(), |_| {}) } else { trail };
         let anchor = self.anchor_by(trail, new.user());
         // Of who is here already, it is known.
         let since = if anchor.is_none() { since } else { new.joined_at() };

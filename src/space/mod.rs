@@ -188,7 +188,7 @@ impl Space {
     }
 
     /// Asks for what a renewal looks at next. Waits for what was asked for first.
-    pub fn follow(&self, trail: &Trail, fetch: Fetch) {
+    pub fn follow(&self, trail: &mut Trail, fetch: Fetch) {
         self.members.follow(trail, false, fetch);
     }
 
