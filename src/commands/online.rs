@@ -92,7 +92,15 @@ impl Command for Online {
         }
         let lease = times.lease(call.now())?;
 
-        let mut key = match opened?.filter(SpaceKey::is_open) {
+        let mut there = opened?.filter(SpaceKey::is_open);
+        if let (Some(key), Whom::One(user)) = (&mut there, &whom) {
+            let only_renews = meta.is_none() && condition != Some(Condition::IfAbsent);
+            if only_renews && key.renew(&trail, (user, session.unwrap_or("")), lease) {
+                call.ctx.reply_count(0);
+                return Ok(());
+            }
+        }
+        let mut key = match there {
             Some(key) => key,
             // Only now, when nothing is wrong with the arguments: it may be that a space that was
             // closed is deleted for the new one.

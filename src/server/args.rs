@@ -87,7 +87,9 @@ impl<'a> Args<'a> {
 
     /// Whether the next argument is this word, in any case.
     pub fn is_word(&self, word: &str) -> bool {
-        self.head.is_some_and(|arg| arg.eq_ignore_ascii_case(word.as_bytes()))
+        // Most clients send words as they are written here, which is quicker to see.
+        let is = |arg: &[u8]| arg == word.as_bytes() || arg.eq_ignore_ascii_case(word.as_bytes());
+        self.head.is_some_and(is)
     }
 
     /// Takes the next argument if it is this word.

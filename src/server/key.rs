@@ -7,6 +7,7 @@ use super::context::Context;
 use super::datatype;
 use super::error::Error;
 use super::journal::{self, Journal};
+use super::listeners;
 use super::near;
 use super::settings;
 use super::stats::{self, Size};
@@ -334,6 +335,31 @@ impl<'a> SpaceKey<'a> {
         self.space().follow(trail, near::fetch);
     }
 
+    /// Renews the lease of a live session where nobody has to be told: what a journal and
+    /// [`Self::commit`] come to, for less. Returns false, and has done nothing, where it is not so.
+    pub fn renew(&mut self, trail: &Trail, who: (&str, &str), lease: u64) -> bool {
+        let now = self.clock.now();
+        if !listeners::are_none()
+            || self.owes_grace()
+            || !self.space().renew(now, trail, who, lease)
+        {
+            return false;
+        }
+        stats::RENEWALS.add(1);
+        self.ctx.replicate_verbatim();
+        if self.held().may_be_due_before(lease) {
+            self.see_to_agenda();
+        }
+        true
+    }
+
+    /// Files the space under what may have become due earlier.
+    fn see_to_agenda(&mut self) {
+        let (db, name) = (self.db, self.name);
+        self.held().schedule(db, name.bytes());
+        sweep::arm(self.ctx, self.clock.now());
+    }
+
     /// The journal for what is decided now. It begins with what others must know before that.
     pub fn journal(&mut self) -> Journal {
         let held_for = self.clock.now().saturating_sub(self.held().since);
@@ -382,8 +408,7 @@ impl<'a> SpaceKey<'a> {
             waiters::wake(db, name.bytes());
         }
         if !journal.is_renewal() || self.held().may_be_due_before(journal.earliest_lease()) {
-            self.held().schedule(db, name.bytes());
-            sweep::arm(self.ctx, self.clock.now());
+            self.see_to_agenda();
         }
         changed
     }
