@@ -77,6 +77,14 @@ impl NameHasher {
     }
 }
 
+/// Where a hash belongs in an index.
+#[derive(Clone, Copy, Default)]
+pub struct Place {
+    hash: u64,
+    table: usize,
+    line: usize,
+}
+
 /// Numbers, each filed under the hash of something the owner can compare.
 #[derive(Clone, Default)]
 pub struct HashIndex {
@@ -116,17 +124,21 @@ impl HashIndex {
         self.tables.get(at)?.find(hash, skip, is)
     }
 
-    /// What is looked at first to find this hash, for who can have it brought near before it is
-    /// needed.
-    pub fn line_at(&self, hash: u64) -> &[u8] {
-        let (at, skip) = self.table_of(hash);
-        self.tables.get(at).map_or(&[], |table| table.line_at(hash, skip))
+    /// Where the search for a hash begins, as long as nothing is filed or taken out.
+    pub fn place(&self, hash: u64) -> Place {
+        let (table, skip) = self.table_of(hash);
+        let line = self.tables.get(table).map_or(0, |table| table.home(hash, skip));
+        Place { hash, table, line }
     }
 
-    /// A number that is most probably the one filed under `hash`, if anything is.
-    pub fn guess(&self, hash: u64) -> Option<u32> {
-        let (at, skip) = self.table_of(hash);
-        self.tables.get(at)?.guess(hash, skip)
+    /// What is looked at first there, for who can have it brought near before it is needed.
+    pub fn line_at(&self, place: Place) -> &[u8] {
+        self.tables.get(place.table).map_or(&[], |table| table.tags_at(place.line))
+    }
+
+    /// A number that is most probably the one filed under the hash, if anything is.
+    pub fn guess(&self, place: Place) -> Option<u32> {
+        self.tables.get(place.table)?.guess_at(place.line, place.hash)
     }
 
     /// Files `id`, which must not be there yet. `hash_again` gives the hash of any filed number.

@@ -60,7 +60,7 @@ impl LineTable {
     }
 
     /// The line that a hash belongs to. `skip` leading bits are the same for the whole table.
-    fn home(&self, hash: u64, skip: u32) -> usize {
+    pub fn home(&self, hash: u64, skip: u32) -> usize {
         let leading = hash.checked_shl(skip).unwrap_or(0) >> 32;
         ((leading * self.lines.len() as u64) >> 32) as usize
     }
@@ -111,14 +111,14 @@ impl LineTable {
         })
     }
 
-    /// The line to which the hash belongs, for who can have it brought near before it is needed.
-    pub fn line_at(&self, hash: u64, skip: u32) -> &[u8] {
-        self.lines.get(self.home(hash, skip)).map_or(&[], |line| &line.tags)
+    /// The beginning of a line, for who can have it brought near before it is needed.
+    pub fn tags_at(&self, line: usize) -> &[u8] {
+        self.lines.get(line).map_or(&[], |line| &line.tags)
     }
 
-    /// A number that is most probably the one filed under `hash`, if anything is.
-    pub fn guess(&self, hash: u64, skip: u32) -> Option<u32> {
-        let line = self.lines.get(self.home(hash, skip))?;
+    /// A number of a line that is most probably the one filed under `hash`, if anything is.
+    pub fn guess_at(&self, line: usize, hash: u64) -> Option<u32> {
+        let line = self.lines.get(line)?;
         let same = same_as(&line.tags, tag(hash));
         line.ids.get(same.trailing_zeros() as usize / 8).copied()
     }

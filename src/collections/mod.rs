@@ -18,5 +18,5 @@ mod slab;
 
 pub use blocks::Blocks;
 pub use due_heap::{DueHeap, Positions};
-pub use hash_index::{hash_of, HashIndex, NameHasher, Print};
+pub use hash_index::{hash_of, HashIndex, NameHasher, Place, Print};
 pub use slab::Slab;

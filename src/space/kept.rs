@@ -95,14 +95,16 @@ impl Kept {
         }
     }
 
-    pub fn set_lease(&mut self, id: u32, lease: Lease) {
+    /// Writes a lease. Returns the one that there was.
+    pub fn set_lease(&mut self, id: u32, lease: Lease) -> Option<Lease> {
         if let Kept::Blocks(blocks) = self {
-            if let Some(mark) = blocks.mark_mut(id) {
-                mark.lease = lease;
-            }
-        } else if let Some(mut record) = self.get_mut(id) {
-            record.set_lease(lease);
+            let mark = blocks.mark_mut(id)?;
+            return Some(std::mem::replace(&mut mark.lease, lease));
         }
+        let mut record = self.get_mut(id)?;
+        let before = record.read().lease();
+        record.set_lease(lease);
+        Some(before)
     }
 
     /// Whether it is the one of many that has this print.

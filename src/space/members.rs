@@ -21,7 +21,7 @@
 use super::kept::Kept;
 use super::record::{Lease, Packed, Record, NONE};
 use super::{Fetch, Text, Timestamp};
-use crate::collections::{hash_of, DueHeap, HashIndex, NameHasher, Positions, Print, Slab};
+use crate::collections::{hash_of, DueHeap, HashIndex, NameHasher, Place, Positions, Print, Slab};
 
 /// Up to so many sessions a look through all of them is as quick as an index and costs nothing.
 const FEW: usize = 8;
@@ -141,10 +141,11 @@ fn place_of(hash: u64) -> u32 {
 }
 
 /// What a search for a user begins with, so that it need not be made twice: the hash of the name,
-/// where it is known, what goes on from there to the session's, and who was probably found.
+/// where it is known, what goes on from there to the session's, where to look, and who is probably there.
 #[derive(Clone, Default)]
 pub struct Trail {
     hasher: Option<NameHasher>,
+    place: Place,
     guess: Option<u32>,
 }
 
@@ -238,15 +239,18 @@ impl Members {
         fetch(std::ptr::from_ref(&indexes.by_user).cast());
         self.blocks.fetch_heads(fetch);
         let hasher = NameHasher::new(user);
-        fetch(indexes.by_user.line_at(hasher.hash()).as_ptr());
-        Trail { hasher: Some(hasher), guess: None }
+        let place = indexes.by_user.place(hasher.hash());
+        fetch(indexes.by_user.line_at(place).as_ptr());
+        Trail { hasher: Some(hasher), place, guess: None }
     }
 
     /// Goes on where the trail most probably leads, and asks for what a renewal looks at next, or for
     /// the `whole` session too.
     pub fn follow(&self, trail: &mut Trail, whole: bool, fetch: Fetch) {
-        let (Some(indexes), Some(hasher)) = (&self.indexes, &trail.hasher) else { return };
-        trail.guess = indexes.by_user.guess(hasher.hash());
+        let Some(indexes) = self.indexes.as_ref().filter(|_| trail.hasher.is_some()) else {
+            return;
+        };
+        trail.guess = indexes.by_user.guess(trail.place);
         let Some(id) = trail.guess else { return };
         if let Some(mark) = self.blocks.mark(id) {
             fetch(std::ptr::from_ref(mark).cast());
@@ -310,7 +314,7 @@ impl Members {
         whole: bool,
         fetch: Fetch,
     ) -> [Trail; AT_ONCE] {
-        let mut trails = [const { Trail { hasher: None, guess: None } }; AT_ONCE];
+        let mut trails = std::array::from_fn(|_| Trail::default());
         if self.indexes.is_none() {
             return trails;
         }
@@ -605,9 +609,8 @@ impl Members {
 
     /// Writes a lease. The order is touched only where the lease is now earlier than it says.
     pub fn set_lease(&mut self, id: u32, lease: Timestamp, lingering: bool) {
-        let Some(before) = self.blocks.lease(id) else { return };
-        self.blocks.set_lease(id, Lease::new(lease, lingering));
-        if lease >= before.until() {
+        let before = self.blocks.set_lease(id, Lease::new(lease, lingering));
+        if before.is_none_or(|before| lease >= before.until()) {
             return;
         }
         let filed = self.record(id).map_or(NONE, Record::filed);
