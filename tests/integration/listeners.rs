@@ -113,6 +113,34 @@ fn calls(c: &mut Conn, command: &str) -> u64 {
 }
 
 #[test]
+fn a_replica_that_comes_after_a_grace_gets_the_leases_it_made() {
+    let grace = 20_000;
+    let p_server = primary()
+        .config("hz", "100")
+        .config("presence.restart-grace-ms", &grace.to_string())
+        .start();
+    p_server.connect().ok("PRESENCE.ONLINE s USERS 3 renews shortens waits PX 10000");
+    p_server.restart(Stop::Save);
+    let mut p = p_server.connect();
+    let until = |c: &mut Conn, user: &str| c.user("s", user).unwrap().sessions[0].expires_at;
+    let (granted, least) = (until(&mut p, "waits"), now_ms() + 10_000);
+    assert!(granted > least, "no grace was granted: {granted}, {least}");
+    wait_until_unheard(&mut p);
+    // What nobody hears of leaves the others with their grace.
+    let renewed = now_ms() + 100_000;
+    assert_eq!(p.int(args!["PRESENCE.ONLINE", "s", "renews", "PXAT", renewed]), 0);
+    assert_eq!(p.int("PRESENCE.ONLINE s shortens PX 3000"), 0);
+    let r_server = replica_of(&p_server).start();
+    let mut r = r_server.connect();
+    sync(&mut p, &mut r);
+    same(&mut p, &mut r);
+    assert_eq!((until(&mut r, "renews"), until(&mut r, "waits")), (renewed, granted));
+    wait_until("who shortened to leave", SOON, || r.int("PRESENCE.COUNT s") == 2);
+    sync(&mut p, &mut r);
+    same(&mut p, &mut r);
+}
+
+#[test]
 fn a_replica_that_comes_under_renewals_gets_the_same_leases() {
     let ways: [&[(&str, &str)]; 5] = [
         &[("repl-diskless-sync", "no")],
