@@ -11,6 +11,7 @@
 //! much less than a look at a block when there are many.
 
 use super::near::Near;
+use super::paged::Paged;
 use super::Slab;
 use crate::space::allocated;
 
@@ -35,19 +36,8 @@ struct Class<M> {
     in_page: u32,
     part: u64,
     len: u32,
-    pages: Near<Page<M>>,
-}
-
-#[derive(Clone, Default)]
-struct Page<M> {
-    bytes: Vec<u8>,
-    marks: Vec<M>,
-}
-
-impl<M> Page<M> {
-    fn heap_bytes(&self) -> usize {
-        self.bytes.capacity() + allocated(self.marks.capacity() * size_of::<M>())
-    }
+    marks: Paged<M>,
+    pages: Near<Vec<u8>>,
 }
 
 /// Where blocks are kept, each with a mark.
@@ -84,7 +74,7 @@ impl<M: Copy + Default> Class<M> {
     fn new(stride: usize) -> Self {
         let in_page = (PAGE_BYTES / stride) as u32;
         let part = (1u64 << PRECISION).div_ceil(u64::from(in_page));
-        Class { stride, in_page, part, len: 0, pages: Near::new(Page::default()) }
+        Class { stride, in_page, part, len: 0, marks: Paged::default(), pages: Near::default() }
     }
 
     /// The page and the place in it.
@@ -97,44 +87,32 @@ impl<M: Copy + Default> Class<M> {
     fn get(&self, place: u32) -> Option<&[u8]> {
         let (page, at) = self.split(place);
         let start = at * self.stride;
-        self.pages.get(page)?.bytes.get(start..start + self.stride)
+        self.pages.get(page)?.get(start..start + self.stride)
     }
 
     fn get_mut(&mut self, place: u32) -> Option<&mut [u8]> {
         let (page, at) = self.split(place);
         let (start, stride) = (at * self.stride, self.stride);
-        self.pages.get_mut(page)?.bytes.get_mut(start..start + stride)
-    }
-
-    fn mark(&self, place: u32) -> Option<&M> {
-        let (page, at) = self.split(place);
-        self.pages.get(page)?.marks.get(at)
-    }
-
-    fn mark_mut(&mut self, place: u32) -> Option<&mut M> {
-        let (page, at) = self.split(place);
-        self.pages.get_mut(page)?.marks.get_mut(at)
+        self.pages.get_mut(page)?.get_mut(start..start + stride)
     }
 
     fn push(&mut self, block: &[u8], mark: M) -> u32 {
         let place = self.len;
         let (number, at) = self.split(place);
         if number == self.pages.len() {
-            self.pages.push(Page::default());
+            self.pages.push(Vec::new());
         }
         let (stride, in_page) = (self.stride, self.in_page as usize);
         if let Some(page) = self.pages.get_mut(number) {
-            if at == page.marks.capacity() || (at + 1) * stride > page.bytes.capacity() {
+            if (at + 1) * stride > page.capacity() {
                 // The first by a quarter: those of small spaces are many, and copying one is little.
                 // A further one has its room at once.
                 let more = if number == 0 { (at / 4).max(1) } else { in_page };
-                let more = more.min(in_page - at);
-                page.bytes.reserve_exact(more * stride);
-                page.marks.reserve_exact(more);
+                page.reserve_exact(more.min(in_page - at) * stride);
             }
-            page.bytes.extend_from_slice(block);
-            page.bytes.resize((at + 1) * stride, 0);
-            page.marks.push(mark);
+            page.extend_from_slice(block);
+            page.resize((at + 1) * stride, 0);
+            self.marks.push(mark);
             self.len += 1;
         }
         place
@@ -146,29 +124,22 @@ impl<M: Copy + Default> Class<M> {
         let ((to, at), (from, end)) = (self.split(place), self.split(last));
         let Some(mut page) = self.pages.get_mut(from).map(std::mem::take) else { return };
         let rest = end * self.stride;
-        let mark = page.marks.pop().unwrap_or_default();
         if to == from {
-            page.bytes.copy_within(rest.., at * self.stride);
-            if let Some(place) = page.marks.get_mut(at) {
-                *place = mark;
-            }
-        } else {
-            if let (Some(to), Some(from)) = (self.get_mut(place), page.bytes.get(rest..)) {
-                to.copy_from_slice(from);
-            }
-            if let Some(to) = self.mark_mut(place) {
-                *to = mark;
-            }
+            page.copy_within(rest.., at * self.stride);
+        } else if let (Some(to), Some(from)) = (self.get_mut(place), page.get(rest..)) {
+            to.copy_from_slice(from);
         }
-        page.bytes.truncate(rest);
+        if let (Some(mark), Some(to)) = (self.marks.pop(), self.marks.get_mut(place)) {
+            *to = mark;
+        }
+        page.truncate(rest);
         self.len = last;
-        if page.bytes.is_empty() {
+        if page.is_empty() {
             self.pages.pop();
             return;
         }
-        if page.bytes.len() * 4 < page.bytes.capacity() {
-            page.bytes.shrink_to(page.bytes.len() * 2);
-            page.marks.shrink_to(page.marks.len() * 2);
+        if page.len() * 4 < page.capacity() {
+            page.shrink_to(page.len() * 2);
         }
         if let Some(back) = self.pages.get_mut(from) {
             *back = page;
@@ -176,9 +147,9 @@ impl<M: Copy + Default> Class<M> {
     }
 
     fn heap_bytes(&self) -> usize {
-        let in_page = self.in_page as usize;
-        let full = in_page * self.stride + allocated(in_page * size_of::<M>());
-        (self.pages.len() - 1) * full + self.pages.last().heap_bytes() + self.pages.heap_bytes()
+        let full = self.in_page as usize * self.stride;
+        let bytes = (self.pages.len() - 1) * full + self.pages.last().capacity();
+        bytes + self.pages.heap_bytes() + self.marks.heap_bytes()
     }
 }
 
@@ -220,7 +191,7 @@ impl<M: Copy + Default> Blocks<M> {
             return self.large.get(id & !LARGE).map(|(mark, _)| mark);
         }
         let (class, place) = place_of(id);
-        self.packed.get(class)?.mark(place)
+        self.packed.get(class)?.marks.get(place)
     }
 
     pub fn mark_mut(&mut self, id: u32) -> Option<&mut M> {
@@ -228,7 +199,7 @@ impl<M: Copy + Default> Blocks<M> {
             return self.large.get_mut(id & !LARGE).map(|(mark, _)| mark);
         }
         let (class, place) = place_of(id);
-        self.packed.get_mut(class)?.mark_mut(place)
+        self.packed.get_mut(class)?.marks.get_mut(place)
     }
 
     /// The class for blocks of that size, made where there is none with room.
@@ -306,20 +277,18 @@ impl<M: Copy + Default> Blocks<M> {
         let large = self.large.iter_from(0);
         let large = large.map(|(number, (mark, block))| (LARGE | number, &**block, mark));
         let packed = self.packed.iter().enumerate().flat_map(|(at, class)| {
-            let blocks = class
-                .pages
-                .iter()
-                .flat_map(|page| page.bytes.chunks_exact(class.stride).zip(&page.marks));
-            (0..).zip(blocks).map(move |(place, (block, mark))| (id_of(at, place), block, mark))
+            let blocks = class.pages.iter().flat_map(|page| page.chunks_exact(class.stride));
+            (0..)
+                .zip(blocks.zip(class.marks.iter()))
+                .map(move |(place, (block, mark))| (id_of(at, place), block, mark))
         });
         packed.chain(large)
     }
 
     /// All marks, to be changed in place.
     pub fn marks_mut(&mut self) -> impl Iterator<Item = &mut M> {
-        let pages = self.packed.iter_mut().flat_map(|class| class.pages.iter_mut());
-        let large = self.large.values_mut().map(|(mark, _)| mark);
-        pages.flat_map(|page| &mut page.marks).chain(large)
+        let packed = self.packed.iter_mut().flat_map(|class| class.marks.iter_mut());
+        packed.chain(self.large.values_mut().map(|(mark, _)| mark))
     }
 
     /// Bytes on the heap, in constant time.

@@ -14,6 +14,7 @@ mod due_heap;
 mod hash_index;
 mod line_table;
 mod near;
+mod paged;
 mod slab;
 
 pub use blocks::Blocks;
