@@ -57,7 +57,7 @@ fn entry(entries: &Entries, id: u32) -> Option<Entry<'_>> {
 }
 
 fn name_hash(entries: &Entries, id: u32) -> u64 {
-    entry(entries, id).map_or(0, |entry| hash_of(entry.name, b""))
+    entry(entries, id).map_or(0, |entry| hash_of(entry.name))
 }
 
 /// The spaces' names of one database. Databases can be swapped, so a table knows the number of
@@ -103,7 +103,7 @@ impl Agenda {
     }
 
     fn find(&self, table: usize, name: &[u8]) -> Option<u32> {
-        self.tables.get(table)?.names.find(hash_of(name, b""), |id| {
+        self.tables.get(table)?.names.find(hash_of(name), |id| {
             entry(&self.entries, id).is_some_and(|entry| entry.name == name)
         })
     }
@@ -121,7 +121,7 @@ impl Agenda {
         let id = self.entries.insert(&Entry::block(table, name), 0);
         let entries = &self.entries;
         if let Some(table) = self.tables.get_mut(table) {
-            table.names.insert(hash_of(name, b""), id, |other| name_hash(entries, other));
+            table.names.insert(hash_of(name), id, |other| name_hash(entries, other));
         }
         self.order.push(due, id, &mut self.entries);
     }
@@ -213,7 +213,7 @@ impl Agenda {
             while let Some(name) = look.ready.pop() {
                 let names = &self.tables.get(look.table)?.names;
                 let is = |id| entry(&self.entries, id).is_some_and(|entry| *entry.name == *name);
-                if let Some(id) = names.find(hash_of(&name, b""), is) {
+                if let Some(id) = names.find(hash_of(&name), is) {
                     return Some(id);
                 }
             }

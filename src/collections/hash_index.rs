@@ -7,82 +7,38 @@
 //! A table has all hashes between two, told by their leading bits, and keeps them in order: so who
 //! walks along the hashes meets whatever is there throughout once, although tables come and go.
 
-use super::line_table::LineTable;
+use super::line_table::{LineTable, LINE};
 use super::near::Near;
-use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
-use std::sync::LazyLock;
 
 /// Entries a table before the index is given one more.
 const SPLIT_ABOVE: usize = 448;
 /// Entries a table before the index is left with one less.
 const MERGE_BELOW: usize = 96;
-/// Bytes of a cache line.
-const LINE: usize = 64;
-
-/// Keyed by a secret of the process: names come from clients, who must not be able to choose
-/// names that collide.
-static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-
-/// The hash of a name of two parts. The separator keeps ("ab", "c") apart from ("a", "bc"): it is
-/// a byte that no UTF-8 text contains.
-pub fn hash_of(first: &[u8], second: &[u8]) -> u64 {
-    let mut hasher = KEY.build_hasher();
-    hasher.write(first);
-    hasher.write_u8(0xff);
-    hasher.write(second);
-    hasher.finish()
+/// The largest power of two that is not above a number of tables.
+fn low(tables: usize) -> usize {
+    tables.next_power_of_two() >> usize::from(!tables.is_power_of_two())
 }
 
-/// By what a name of two parts is told from another without a comparison: the hash of the first part,
-/// which is [`hash_of`] it alone, and one of both. That two names are taken for the same has a chance
-/// of 1 in 2^128, or of 1 in 2^64 where their first parts are the same, and nobody who does not know the
-/// secret can choose names to better it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Print {
-    pub first: u64,
-    both: u64,
-}
-
-/// The hashes of names that begin with the same part.
-#[derive(Clone)]
-pub struct NameHasher {
-    hasher: DefaultHasher,
-    first: u64,
-}
-
-impl NameHasher {
-    pub fn new(first: &[u8]) -> Self {
-        let mut hasher = KEY.build_hasher();
-        hasher.write(first);
-        hasher.write_u8(0xff);
-        let first = hasher.finish();
-        NameHasher { hasher, first }
-    }
-
-    /// As [`hash_of`] with no second part.
-    pub fn hash(&self) -> u64 {
-        self.first
-    }
-
-    /// The print of the name that goes on like that.
-    pub fn print(&self, second: &[u8]) -> Print {
-        let mut hasher = self.hasher.clone();
-        if second.is_empty() {
-            // Else both hashes would be one. No UTF-8 text is this byte.
-            hasher.write_u8(0xfe);
-        } else {
-            hasher.write(second);
-        }
-        Print { first: self.first, both: hasher.finish() }
+/// Which of so many tables a hash belongs to, and how many leading bits tell that. With n tables,
+/// 2^k <= n < 2^(k+1): those below n - 2^k have been split already and tell by one bit more.
+/// The first bit counts least, so that splitting a table appends one.
+pub fn table_of(hash: u64, tables: usize) -> (usize, u32) {
+    let low = low(tables);
+    let bits = hash.reverse_bits() as usize;
+    let at = bits & (low - 1);
+    if at + low < tables {
+        (bits & (low * 2 - 1), low.trailing_zeros() + 1)
+    } else {
+        (at, low.trailing_zeros())
     }
 }
 
 /// Where a hash belongs in an index.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
-    hash: u64,
-    table: usize,
-    line: usize,
+    pub hash: u64,
+    pub table: usize,
+    pub line: usize,
 }
 
 /// Numbers, each filed under the hash of something the owner can compare.
@@ -90,7 +46,7 @@ pub struct Place {
 pub struct HashIndex {
     tables: Near<LineTable>,
     len: usize,
-    /// Cache lines of all tables.
+    /// Of all tables.
     lines: usize,
 }
 
@@ -99,24 +55,17 @@ impl HashIndex {
         self.len
     }
 
-    /// The largest power of two that is not above the number of tables.
-    fn low(&self) -> usize {
-        let tables = self.tables.len();
-        tables.next_power_of_two() >> usize::from(!tables.is_power_of_two())
+    /// Cache lines of all tables.
+    pub fn lines(&self) -> usize {
+        self.lines
     }
 
-    /// Which table a hash belongs to, and how many leading bits tell that. With n tables,
-    /// 2^k <= n < 2^(k+1): those below n - 2^k have been split already and tell by one bit more.
-    /// The first bit counts least, so that splitting a table appends one.
+    pub fn tables(&self) -> &Near<LineTable> {
+        &self.tables
+    }
+
     fn table_of(&self, hash: u64) -> (usize, u32) {
-        let low = self.low();
-        let bits = hash.reverse_bits() as usize;
-        let at = bits & (low - 1);
-        if at + low < self.tables.len() {
-            (bits & (low * 2 - 1), low.trailing_zeros() + 1)
-        } else {
-            (at, low.trailing_zeros())
-        }
+        table_of(hash, self.tables.len())
     }
 
     pub fn find(&self, hash: u64, is: impl FnMut(u32) -> bool) -> Option<u32> {
@@ -191,7 +140,7 @@ impl HashIndex {
     }
 
     fn split(&mut self, hash_again: &impl Fn(u32) -> u64) {
-        let source = self.tables.len() - self.low();
+        let source = self.tables.len() - low(self.tables.len());
         let Some(old) = self.tables.get_mut(source).map(std::mem::take) else { return };
         self.tables.push(LineTable::default());
         let half = old.ids().count() / 2;
@@ -207,7 +156,7 @@ impl HashIndex {
 
     fn merge(&mut self, hash_again: &impl Fn(u32) -> u64) {
         let Some(last) = self.tables.pop() else { return };
-        let into = self.tables.len() - self.low();
+        let into = self.tables.len() - low(self.tables.len());
         let Some(first) = self.tables.get_mut(into).map(std::mem::take) else { return };
         self.file_all(&first, hash_again);
         self.file_all(&last, hash_again);
@@ -253,12 +202,13 @@ impl HashIndex {
 
 #[cfg(test)]
 mod tests {
+    use super::super::hash_of;
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
     fn hash(id: u32) -> u64 {
-        hash_of(&id.to_le_bytes(), b"")
+        hash_of(&id.to_le_bytes())
     }
 
     fn walk(index: &HashIndex, from: u64) -> Vec<(u64, u32)> {
@@ -270,11 +220,6 @@ mod tests {
             from = next;
         }
         all
-    }
-
-    #[test]
-    fn parts_of_a_name_are_kept_apart() {
-        assert_ne!(hash_of(b"ab", b"c"), hash_of(b"a", b"bc"));
     }
 
     /// Hashes that nobody can choose, and some that nobody ought to meet: crowded together, few, all

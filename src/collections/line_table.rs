@@ -11,8 +11,10 @@
 /// Entries a line: a tag and a number each, and the counter, make 64 bytes.
 const WIDTH: usize = 12;
 const EMPTY: u8 = 0;
+/// Bytes a line: as many as a cache line has.
+pub const LINE: usize = 64;
 
-const _: () = assert!(size_of::<Line>() == 64);
+const _: () = assert!(size_of::<Line>() == LINE);
 
 /// The server's allocator need not align to more than 16 bytes. Jemalloc aligns what is made of
 /// multiples of 64 bytes to that; elsewhere an entry may lie on two cache lines, and that is all.
@@ -42,6 +44,12 @@ fn tag(hash: u64) -> u8 {
     (hash as u8).max(1)
 }
 
+/// Which of so many lines a hash belongs to. `skip` leading bits are the same for the whole table.
+pub fn home_of(hash: u64, skip: u32, lines: usize) -> usize {
+    let leading = hash.checked_shl(skip).unwrap_or(0) >> 32;
+    ((leading * lines as u64) >> 32) as usize
+}
+
 impl LineTable {
     /// Number of entries.
     #[cfg(test)]
@@ -61,8 +69,12 @@ impl LineTable {
 
     /// The line that a hash belongs to. `skip` leading bits are the same for the whole table.
     pub fn home(&self, hash: u64, skip: u32) -> usize {
-        let leading = hash.checked_shl(skip).unwrap_or(0) >> 32;
-        ((leading * self.lines.len() as u64) >> 32) as usize
+        home_of(hash, skip, self.lines.len())
+    }
+
+    /// Where the lines begin, and how many there are.
+    pub fn at(&self) -> (*const u8, usize) {
+        (self.lines.as_ptr().cast(), self.lines.len())
     }
 
     /// The first hash, less the table's own bits, that belongs to a line or a later one.

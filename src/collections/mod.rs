@@ -6,18 +6,22 @@
 //!
 //! * [`Slab`]: entries under small stable numbers,
 //! * [`Blocks`]: blocks of bytes, packed, under small numbers that removals change,
-//! * [`HashIndex`]: from a hash to such a number, in the order of the hashes,
+//! * [`HashIndex`]: from a hash to such a number, in the order of the hashes, and its [`Chart`],
 //! * [`DueHeap`]: such numbers ordered by a moment in time.
 
 mod blocks;
+mod chart;
 mod due_heap;
 mod hash_index;
 mod line_table;
+mod name_hash;
 mod near;
 mod paged;
 mod slab;
 
 pub use blocks::Blocks;
+pub use chart::Chart;
 pub use due_heap::{DueHeap, Positions};
-pub use hash_index::{hash_of, HashIndex, NameHasher, Place, Print};
+pub use hash_index::{HashIndex, Place};
+pub use name_hash::{hash_of, Print};
 pub use slab::Slab;

@@ -5,10 +5,11 @@ use crate::server::args::set_once;
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
 use crate::server::error::{Error, Outcome};
+use crate::server::foresight;
 use crate::server::key::SpaceKey;
 use crate::server::near;
 use crate::server::settings;
-use crate::space::{At, Condition, MetaChange};
+use crate::space::{At, Condition, MetaChange, Trail};
 
 pub struct Online;
 
@@ -61,10 +62,12 @@ impl Command for Online {
         let space = parse::new_space(name)?;
         // The search for the user begins before the rest is read, so that memory is on its way
         // meanwhile. What is wrong with the rest is told first all the same.
+        let mut trail = Trail::of(args.peek(0).unwrap_or_default());
+        let foreseen = foresight::look_ahead(space, &mut trail);
         let mut opened = call.change(name);
-        let first = args.peek(0).unwrap_or_default();
-        let there = opened.as_mut().ok().and_then(Option::as_mut);
-        let mut trail = there.map(|key| key.trail(first)).unwrap_or_default();
+        if let Ok(Some(key)) = &mut opened {
+            key.enter(&mut trail, foreseen);
+        }
         let whom = parse::whom(&mut args)?;
         let (mut session, mut meta, mut condition) = (None, None, None);
         let mut times = Times::new("presence.online");

@@ -100,7 +100,7 @@ fn reply_member(ctx: Context, user: &User<'_>, with_sessions: bool) {
 /// listing that is interrupted by a restart repeats members, but misses none. In all it has 52
 /// bits, which every client can hold as a number.
 fn cursor_of(place: u32) -> u64 {
-    static PROCESS: LazyLock<u64> = LazyLock::new(|| hash_of(b"cursor", b"") & 0xf_ffff);
+    static PROCESS: LazyLock<u64> = LazyLock::new(|| hash_of(b"cursor") & 0xf_ffff);
     *PROCESS << 32 | u64::from(place)
 }
 

@@ -6,6 +6,7 @@ use super::clock::Clock;
 use super::context::Context;
 use super::datatype;
 use super::error::Error;
+use super::foresight::Foreseen;
 use super::journal::{self, Journal};
 use super::listeners;
 use super::near;
@@ -325,14 +326,23 @@ impl<'a> SpaceKey<'a> {
         &mut self.held().space
     }
 
-    /// Where the search for a user begins. What it looks at first is on its way from now on.
-    pub fn trail(&mut self, user: &[u8]) -> Trail {
-        self.space().trail(user, near::fetch)
+    /// Finds where the search for a user goes on in this space. What it looks at next is on its way from
+    /// now on, and one step further if the space was foreseen.
+    pub fn enter(&mut self, trail: &mut Trail, foreseen: Foreseen) {
+        let held = self.held();
+        let was_right = foreseen.compare(std::ptr::from_ref(held).cast(), &held.space);
+        if was_right {
+            held.space.follow(trail, near::fetch);
+        } else {
+            held.space.enter(trail, near::fetch);
+        }
     }
 
-    /// Has brought near what the search looks at next.
+    /// Has brought near what the search looks at last, if that has not been done.
     pub fn follow(&mut self, trail: &mut Trail) {
-        self.space().follow(trail, near::fetch);
+        if !trail.is_followed() {
+            self.space().follow(trail, near::fetch);
+        }
     }
 
     /// Renews the lease of a live session where nobody has to be told: what a journal and

@@ -35,6 +35,7 @@ pub mod context;
 pub mod datatype;
 pub mod error;
 pub mod events;
+pub mod foresight;
 pub mod info;
 pub mod journal;
 pub mod key;

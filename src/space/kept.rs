@@ -5,7 +5,7 @@
 //! changes the size of one changes the numbers of those behind.
 
 use super::record::{Lease, Packed, Record, RecordMut, NONE};
-use super::{Fetch, Timestamp};
+use super::Timestamp;
 use crate::collections::{Blocks, Print};
 
 /// A record that is longer than this is not for a row: whoever comes or goes moves those behind.
@@ -107,26 +107,17 @@ impl Kept {
         Some(before)
     }
 
-    /// Whether it is the one of many that has this print.
-    pub fn has_print(&self, id: u32, print: Print) -> bool {
+    /// Where that begins what leads to the marks, or the first record of a row.
+    pub fn head(&self) -> *const u8 {
         match self {
-            Kept::Blocks(blocks) => blocks.mark(id).is_some_and(|mark| mark.print == print),
-            Kept::Row(_) => false,
+            Kept::Row(row) => row.as_ptr(),
+            Kept::Blocks(blocks) => std::ptr::from_ref(&**blocks).cast(),
         }
     }
 
-    /// Asks for what leads to the marks.
-    pub fn fetch_heads(&self, fetch: Fetch) {
-        if let Kept::Blocks(blocks) = self {
-            let head = std::ptr::from_ref(&**blocks).cast::<u8>();
-            fetch(head);
-            fetch(head.wrapping_add(64));
-        }
-    }
-
-    /// The hash of the user's name of one of many.
-    pub fn user_hash(&self, id: u32) -> Option<u64> {
-        self.mark(id).map(|mark| mark.print.first)
+    /// The hashes of the names of one of many.
+    pub fn print(&self, id: u32) -> Option<Print> {
+        self.mark(id).map(|mark| mark.print)
     }
 
     /// What is kept of one of many beside its record, for who can have it brought near.

@@ -21,7 +21,7 @@
 use super::kept::Kept;
 use super::record::{Lease, Packed, Record, NONE};
 use super::{Fetch, Text, Timestamp};
-use crate::collections::{hash_of, DueHeap, HashIndex, NameHasher, Place, Positions, Print, Slab};
+use crate::collections::{hash_of, Chart, DueHeap, HashIndex, Place, Positions, Print, Slab};
 
 /// Up to so many sessions a look through all of them is as quick as an index and costs nothing.
 const FEW: usize = 8;
@@ -127,12 +127,13 @@ impl Positions for Kept {
 
 /// The hash of the name of a session's user, which is at hand where there are many.
 fn user_hash(blocks: &Kept, id: u32) -> u64 {
-    let hash = || blocks.get(id).map(|record| hash_of(record.user(), b""));
-    blocks.user_hash(id).or_else(hash).unwrap_or(0)
+    let hash = || blocks.get(id).map(|record| hash_of(record.user()));
+    blocks.print(id).map(|print| print.first).or_else(hash).unwrap_or(0)
 }
 
+/// The hash of the names of one of many.
 fn session_hash(blocks: &Kept, id: u32) -> u64 {
-    blocks.get(id).map_or(0, |record| hash_of(record.user(), record.session()))
+    blocks.print(id).map_or(0, |print| print.both)
 }
 
 /// The place of a user in the order of the hashes.
@@ -141,24 +142,70 @@ fn place_of(hash: u64) -> u32 {
 }
 
 /// What a search for a user begins with, so that it need not be made twice: the hash of the name,
-/// where it is known, what goes on from there to the session's, where to look, and who is probably there.
+/// where it is known, where to look, and who is probably there.
 #[derive(Clone, Default)]
 pub struct Trail {
-    hasher: Option<NameHasher>,
+    hash: Option<u64>,
     place: Place,
     guess: Option<u32>,
 }
 
 impl Trail {
+    /// Where the search for a user begins, in whichever space.
+    pub fn of(user: &[u8]) -> Self {
+        Trail { hash: Some(hash_of(user)), ..Trail::default() }
+    }
+
+    /// Whether it is known who is probably there.
+    pub fn is_followed(&self) -> bool {
+        self.guess.is_some()
+    }
+
     fn hash(&self, user: &[u8]) -> u64 {
-        self.hasher.as_ref().map_or_else(|| hash_of(user, b""), NameHasher::hash)
+        self.hash.unwrap_or_else(|| hash_of(user))
     }
 
     fn print(&self, user: &[u8], session: &[u8]) -> Print {
-        match &self.hasher {
-            Some(hasher) => hasher.print(session),
-            None => NameHasher::new(user).print(session),
-        }
+        Print::new(self.hash(user), session)
+    }
+}
+
+/// Where that begins what leads to the sessions.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Heads {
+    by_user: *const u8,
+    kept: *const u8,
+}
+
+impl Heads {
+    const NONE: Heads = Heads { by_user: std::ptr::null(), kept: std::ptr::null() };
+
+    fn fetch(self, fetch: Fetch) {
+        fetch(self.by_user);
+        // What leads to the marks, or the first records of a row, takes two cache lines.
+        fetch(self.kept);
+        fetch(self.kept.wrapping_add(64));
+    }
+}
+
+/// Where that lay which a renewal looks at, when the space was last looked at: for who wants it brought
+/// near before the space is at hand. These are addresses and no more, of what may be gone since.
+pub struct Outlook {
+    heads: Heads,
+    by_user: Chart,
+}
+
+impl Outlook {
+    /// Of no space.
+    pub const NONE: Outlook = Outlook { heads: Heads::NONE, by_user: Chart::NONE };
+
+    /// Finds where the trail goes on if nothing has changed, and asks for what is there.
+    pub fn enter(&self, trail: &mut Trail, fetch: Fetch) {
+        self.heads.fetch(fetch);
+        let Some(hash) = trail.hash else { return };
+        let (place, line) = self.by_user.place(hash);
+        trail.place = place;
+        fetch(line);
     }
 }
 
@@ -234,22 +281,40 @@ impl Members {
 
     /// Where the search for a user begins. What it looks at first is asked for.
     pub fn trail(&self, user: &[u8], fetch: Fetch) -> Trail {
-        let Some(indexes) = &self.indexes else { return Trail::default() };
         // What leads to the index's line and to the mark comes while the name is hashed.
-        fetch(std::ptr::from_ref(&indexes.by_user).cast());
-        self.blocks.fetch_heads(fetch);
-        let hasher = NameHasher::new(user);
-        let place = indexes.by_user.place(hasher.hash());
-        fetch(indexes.by_user.line_at(place).as_ptr());
-        Trail { hasher: Some(hasher), place, guess: None }
+        self.heads().fetch(fetch);
+        let mut trail = Trail::of(user);
+        self.enter(&mut trail, fetch);
+        trail
+    }
+
+    /// Finds where in this space the trail goes on. What is there is asked for.
+    pub fn enter(&self, trail: &mut Trail, fetch: Fetch) {
+        let Some((indexes, hash)) = self.indexes.as_ref().zip(trail.hash) else { return };
+        trail.place = indexes.by_user.place(hash);
+        fetch(indexes.by_user.line_at(trail.place).as_ptr());
+    }
+
+    fn heads(&self) -> Heads {
+        let by_user = self.indexes.as_ref().map(|indexes| std::ptr::from_ref(&indexes.by_user));
+        Heads {
+            by_user: by_user.map_or(std::ptr::null(), <*const _>::cast),
+            kept: self.blocks.head(),
+        }
+    }
+
+    /// Brings an outlook up to date, and returns whether it was.
+    pub fn look_out(&self, outlook: &mut Outlook) -> bool {
+        let heads = self.heads();
+        let same = std::mem::replace(&mut outlook.heads, heads) == heads;
+        let lines = self.indexes.as_ref().map(|indexes| outlook.by_user.update(&indexes.by_user));
+        same && lines.unwrap_or(true)
     }
 
     /// Goes on where the trail most probably leads, and asks for what a renewal looks at next, or for
     /// the `whole` session too.
     pub fn follow(&self, trail: &mut Trail, whole: bool, fetch: Fetch) {
-        let Some(indexes) = self.indexes.as_ref().filter(|_| trail.hasher.is_some()) else {
-            return;
-        };
+        let Some(indexes) = &self.indexes else { return };
         trail.guess = indexes.by_user.guess(trail.place);
         let Some(id) = trail.guess else { return };
         if let Some(mark) = self.blocks.mark(id) {
@@ -273,7 +338,7 @@ impl Members {
         };
         let hash = trail.hash(user);
         indexes.by_user.find(hash, |id| {
-            self.blocks.user_hash(id) == Some(hash)
+            user_hash(&self.blocks, id) == hash
                 && self.record(id).is_some_and(|record| record.user() == user)
         })
     }
@@ -289,20 +354,14 @@ impl Members {
             return self.few().find(|(_, it)| it.is(user, session)).map(|(id, _)| id);
         };
         let print = trail.print(user, session);
-        let is_it = |id: &u32| self.blocks.has_print(*id, print);
-        let found = || indexes.by_user.find(print.first, |id| is_it(&id));
-        if let Some(id) = trail.guess.filter(is_it).or_else(found) {
-            debug_assert!(self.record(id).is_some_and(|record| record.is(user, session)));
-            return Some(id);
-        }
-        let anchor = self.anchor_by(trail, user)?;
-        let record = self.record(anchor)?;
-        if record.group() == NONE {
-            return None;
-        }
-        indexes.by_session.find(hash_of(user, session), |id| {
-            self.record(id).is_some_and(|record| record.is(user, session))
-        })
+        let is_it = |id: &u32| self.blocks.print(*id) == Some(print);
+        let alone = || indexes.by_user.find(print.first, |id| is_it(&id));
+        let in_group = || indexes.by_session.find(print.both, |id| is_it(&id));
+        let found = trail.guess.filter(is_it).or_else(alone).or_else(in_group);
+        debug_assert!(
+            found.is_none_or(|id| self.record(id).is_some_and(|record| record.is(user, session)))
+        );
+        found
     }
 
     /// The trails of these users, [`AT_ONCE`] at most, with what lies on them on its way. Each search
@@ -321,7 +380,7 @@ impl Members {
         for (trail, user) in trails.iter_mut().zip(users) {
             *trail = self.trail(user, fetch);
         }
-        for trail in trails.iter_mut().take_while(|trail| trail.hasher.is_some()) {
+        for trail in trails.iter_mut().take_while(|trail| trail.hash.is_some()) {
             self.follow(trail, whole, fetch);
         }
         trails
@@ -446,7 +505,7 @@ impl Members {
         if self.indexes.is_none() && (self.blocks.len() >= FEW || !Kept::fits_row(new)) {
             self.rebuild(Some(Box::default()));
         }
-        let trail = if trail.hasher.is_none() { &self.trail(new.user(), |_| {}) } else { trail };
+        let trail = if trail.hash.is_none() { &self.trail(new.user(), |_| {}) } else { trail };
         let anchor = self.anchor_by(trail, new.user());
         // Of who is here already, it is known.
         let since = if anchor.is_none() { since } else { new.joined_at() };
@@ -534,10 +593,10 @@ impl Members {
         }
         let Some(indexes) = &mut self.indexes else { return };
         if is_anchor {
-            indexes.by_user.replace(hash_of(record.user(), b""), old, new);
+            indexes.by_user.replace(user_hash(&self.blocks, new), old, new);
         }
         if in_group {
-            indexes.by_session.replace(hash_of(record.user(), record.session()), old, new);
+            indexes.by_session.replace(session_hash(&self.blocks, new), old, new);
         }
         indexes.leases.rename(filed, new, &mut self.blocks);
     }
@@ -573,18 +632,17 @@ impl Members {
         }
         let gone = self.record(id)?;
         let (removed, group, filed) = (Packed::from(gone), gone.group(), gone.filed());
-        let gone = removed.read();
         let of_group = self.groups.as_mut().and_then(|groups| groups.take(group, id));
         let (is_anchor, heir) = of_group.unwrap_or((true, None));
         if let Some(indexes) = &mut self.indexes {
             indexes.leases.remove(filed, &mut self.blocks);
             let blocks = &self.blocks;
             if group != NONE {
-                let hash = hash_of(gone.user(), gone.session());
+                let hash = session_hash(blocks, id);
                 let by_session = &mut indexes.by_session;
                 by_session.remove(hash, |other| other == id, |other| session_hash(blocks, other));
             }
-            let hash = hash_of(gone.user(), b"");
+            let hash = user_hash(blocks, id);
             match heir {
                 Some(heir) if is_anchor => indexes.by_user.replace(hash, id, heir),
                 Some(_) => {}

@@ -20,7 +20,7 @@ mod record;
 pub use effect::{Effect, Silent, Sink};
 pub use event::{Event, Kind, Reason};
 pub use history::{History, Retention};
-pub use members::{OutOfTime, Trail, User};
+pub use members::{OutOfTime, Outlook, Trail, User};
 pub use record::Record;
 
 use members::{Members, AT_ONCE};
@@ -182,9 +182,14 @@ impl Space {
         self.members.user(user.as_bytes(), now)
     }
 
-    /// Where the search for a user begins. What it looks at first is asked for.
-    pub fn trail(&self, user: &[u8], fetch: Fetch) -> Trail {
-        self.members.trail(user, fetch)
+    /// Finds where the trail of a user goes on here, and asks for what is there.
+    pub fn enter(&self, trail: &mut Trail, fetch: Fetch) {
+        self.members.enter(trail, fetch);
+    }
+
+    /// Brings an outlook on this space up to date, and returns whether it was.
+    pub fn look_out(&self, outlook: &mut Outlook) -> bool {
+        self.members.look_out(outlook)
     }
 
     /// Asks for what a renewal looks at next. Waits for what was asked for first.
@@ -491,7 +496,7 @@ impl Space {
     }
 
     /// Lets a session in that is not live. Returns whether its user came online by that.
-    fn enter<S: Sink>(
+    fn come<S: Sink>(
         &mut self,
         at: At,
         trail: &Trail,
@@ -560,7 +565,7 @@ impl Space {
             MetaChange::To(meta) => meta,
             MetaChange::Keep => None,
         };
-        Ok(Some(usize::from(self.enter(at, trail, (user, session), lease, meta, sink))))
+        Ok(Some(usize::from(self.come(at, trail, (user, session), lease, meta, sink))))
     }
 
     /// The same for many sessions, all or none. Returns how many users came online.
@@ -606,7 +611,7 @@ impl Space {
                 Some(id) => self.set_lease(id, (user, session), lease, false, sink),
                 None => {
                     let trail = self.members.trail(user.as_bytes(), fetch);
-                    let came = self.enter(at, &trail, (user, session), lease, None, sink);
+                    let came = self.come(at, &trail, (user, session), lease, None, sink);
                     came_online += usize::from(came);
                 }
             }

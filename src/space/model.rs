@@ -312,7 +312,7 @@ proptest! {
                         1 => Condition::IfPresent,
                         _ => Condition::Always,
                     };
-                    let reply = space.online(at, &space.trail(user.as_bytes(), |_| {}), (&user, &session), now + ttl, change, condition, || true, &mut heard);
+                    let reply = space.online(at, &Trail::of(user.as_bytes()), (&user, &session), now + ttl, change, condition, || true, &mut heard);
                     let live = model.sessions.get(&key).is_some_and(|state| state.lease > now);
                     let of_user = model.sessions.iter()
                         .filter(|((other, _), state)| *other == user && state.lease > now).count();

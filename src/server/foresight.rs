@@ -1,0 +1,119 @@
+//! What a heartbeat will look at, asked for before its space is found.
+//!
+//! The server's search for a key takes a while, and only what it finds tells where the session is
+//! looked for. So it is remembered where that was in the spaces of the last heartbeats. It is a hint and
+//! no more: nothing is read where it points, and what it says wrongly is brought near for nothing.
+
+use super::near;
+use crate::space::{Outlook, Space, Trail};
+use std::cell::RefCell;
+
+/// So many spaces at most: two whose names fall together take turns. Together 320 KB.
+const SPACES: usize = 1 << SPACES_BITS;
+const SPACES_BITS: u32 = 12;
+/// Any large odd number; this one is 2^64 divided by the golden ratio.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+struct Seen {
+    /// The hash of the name.
+    name: u64,
+    value: *const u8,
+    outlook: Outlook,
+}
+
+const _: () = assert!(SPACES * size_of::<Seen>() == 320 << 10);
+const NOTHING: Seen = Seen { name: 0, value: std::ptr::null(), outlook: Outlook::NONE };
+
+thread_local! {
+    static SEEN: RefCell<Vec<Seen>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A hash that is quick and no more. Who chooses names that fall together only loses the hint.
+fn hash(name: &[u8]) -> u64 {
+    let mix = |hash: u64, word: u64| (hash.rotate_left(5) ^ word).wrapping_mul(SPREAD);
+    let (words, rest) = name.as_chunks::<8>();
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let words = words.iter().chain([&last]).map(|word| u64::from_le_bytes(*word));
+    words.fold(name.len() as u64, mix)
+}
+
+/// What was foreseen of one heartbeat.
+pub struct Foreseen {
+    name: u64,
+}
+
+/// Asks for what the search for a user in the space of that name looks at, where this is remembered.
+pub fn look_ahead(name: &[u8], trail: &mut Trail) -> Foreseen {
+    let foreseen = Foreseen { name: hash(name) };
+    SEEN.with_borrow(|seen| {
+        if let Some(seen) = seen.get(foreseen.place()).filter(|seen| seen.name == foreseen.name) {
+            near::fetch(seen.value);
+            near::fetch(seen.value.wrapping_add(64));
+            seen.outlook.enter(trail, near::fetch);
+        }
+    });
+    foreseen
+}
+
+impl Foreseen {
+    fn place(&self) -> usize {
+        (self.name >> (64 - SPACES_BITS)) as usize
+    }
+
+    /// Compares it with what is there, and remembers that. Returns whether it was the same, so that what
+    /// was asked for is what is looked at.
+    pub fn compare(self, value: *const u8, space: &Space) -> bool {
+        SEEN.with_borrow_mut(|all| {
+            if all.is_empty() {
+                all.resize_with(SPACES, || NOTHING);
+            }
+            let Some(seen) = all.get_mut(self.place()) else { return false };
+            let same = seen.name == self.name && seen.value == value;
+            (seen.name, seen.value) = (self.name, value);
+            space.look_out(&mut seen.outlook) && same
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::space::{At, Condition, Limits, MetaChange, Retention, Silent};
+
+    fn is_foreseen(name: &[u8], value: *const u8, space: &Space) -> bool {
+        look_ahead(name, &mut Trail::of(b"alice")).compare(value, space)
+    }
+
+    #[test]
+    fn what_was_seen_last_is_foreseen() {
+        let (one, other) = (Space::new(1), Space::new(2));
+        let (here, there) = (std::ptr::from_ref(&one).cast(), std::ptr::from_ref(&other).cast());
+        assert!(!is_foreseen(b"a", here, &one));
+        assert!(is_foreseen(b"a", here, &one));
+        assert!(!is_foreseen(b"b", there, &other));
+        assert!(is_foreseen(b"b", there, &other) && is_foreseen(b"a", here, &one));
+        // Another space under the name.
+        assert!(!is_foreseen(b"a", there, &other) && is_foreseen(b"a", there, &other));
+    }
+
+    #[test]
+    fn what_has_changed_is_not() {
+        let mut space = Space::new(1);
+        let retention = Retention { length: 0, ttl: 0 };
+        let limits = Limits { sessions_per_user: 1, users: 0, retention };
+        let mut right = 0;
+        for n in 0..2000 {
+            let user = format!("user{n}");
+            let at = At { space: b"s", now: 1, limits };
+            let trail = Trail::of(user.as_bytes());
+            let (always, keep) = (Condition::Always, MetaChange::Keep);
+            let came = space.online(at, &trail, (&user, ""), 9, keep, always, || true, &mut Silent);
+            assert!(came.is_ok_and(|came| came == Some(1)));
+            right += usize::from(is_foreseen(b"s", std::ptr::null(), &space));
+            assert!(is_foreseen(b"s", std::ptr::null(), &space));
+        }
+        // Its memory grows now and then.
+        assert!((1900..1990).contains(&right), "{right}");
+    }
+}
