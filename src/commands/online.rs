@@ -73,9 +73,6 @@ impl Command for Online {
         let mut times = Times::new("presence.online");
         let is_one = matches!(whom, Whom::One(_));
         while args.left() > 0 {
-            if times.take(&mut args, call.now(), true)? {
-                continue;
-            }
             if is_one && args.take_word("SESSION") {
                 let value = parse::session(args.value_of("SESSION")?)?;
                 set_once(&mut session, value, "SESSION")?;
@@ -86,7 +83,7 @@ impl Command for Online {
                 set_once(&mut condition, Condition::IfAbsent, "NX")?;
             } else if is_one && args.take_word("XX") {
                 set_once(&mut condition, Condition::IfPresent, "XX")?;
-            } else {
+            } else if !times.take(&mut args, call.now(), true)? {
                 return Err(args.unknown_option());
             }
         }
