@@ -377,8 +377,10 @@ impl Members {
         if self.indexes.is_none() {
             return trails;
         }
+        self.heads().fetch(fetch);
         for (trail, user) in trails.iter_mut().zip(users) {
-            *trail = self.trail(user, fetch);
+            *trail = Trail::of(user);
+            self.enter(trail, fetch);
         }
         for trail in trails.iter_mut().take_while(|trail| trail.hash.is_some()) {
             self.follow(trail, whole, fetch);
