@@ -7,39 +7,57 @@ use super::near::Near;
 /// Where a table begins, and how many lines it has.
 type Lines = (*const u8, usize);
 
+/// For each time that it is found wrong a chart may look at so many tables: who sees to it that it is
+/// wrong again and again has it look at no more.
+const TABLES_A_TIME: usize = 16;
+
 /// Where the lines of an index lay when it was last looked at. These are addresses and no more: the
 /// index may be gone since, and nothing is read there.
 pub struct Chart {
     tables: Near<Lines>,
     /// Of all tables.
-    lines: usize,
+    lines: u32,
+    /// How often it was found wrong.
+    wrong: u32,
 }
 
 impl Chart {
     /// Of no index.
-    pub const NONE: Chart = Chart { tables: Near::new((std::ptr::null(), 0)), lines: 0 };
+    pub const NONE: Chart = Chart { tables: Near::new((std::ptr::null(), 0)), lines: 0, wrong: 0 };
 
     /// Whether the index most probably has the same tables as when this was drawn, of the same sizes.
     fn is_of(&self, index: &HashIndex) -> bool {
-        self.lines == index.lines()
+        self.lines == index.lines() as u32
             && self.tables.len() == index.tables().len()
             && self.tables.get(0).copied() == index.tables().get(0).map(|table| table.at())
     }
 
-    /// Brings it up to date, and returns whether it was. Where it was not, each table is looked at: what
-    /// comes or goes makes that necessary once in about a hundred times.
+    /// Compares it with the index, and brings it up to date where it has been wrong for some time. Returns
+    /// whether it was right. What comes or goes makes it wrong once in about a hundred times.
     pub fn update(&mut self, index: &HashIndex) -> bool {
         if self.is_of(index) {
             return true;
         }
-        let mut tables = index.tables().iter().map(|table| table.at());
-        *self = Chart::NONE;
-        if let Some(first) = tables.next() {
-            self.tables = Near::new(first);
+        self.wrong = self.wrong.saturating_add(1);
+        if self.wrong as usize * TABLES_A_TIME >= index.tables().len() {
+            let mut tables = index.tables().iter().map(|table| table.at());
+            *self = Chart::NONE;
+            if let Some(first) = tables.next() {
+                self.tables = Near::new(first);
+            }
+            tables.for_each(|lines| self.tables.push(lines));
+            self.lines = index.lines() as u32;
         }
-        tables.for_each(|lines| self.tables.push(lines));
-        self.lines = index.lines();
         false
+    }
+
+    /// Forgets what was drawn. Returns whether nothing was.
+    pub fn clear(&mut self) -> bool {
+        let is_clear = self.tables.len() == 1 && self.lines == 0;
+        if !is_clear {
+            *self = Chart::NONE;
+        }
+        is_clear
     }
 
     /// Where a search for the hash begins, and what it looks at first; null where there is nothing.
@@ -56,24 +74,51 @@ mod tests {
     use super::super::hash_of;
     use super::*;
 
+    fn filled(index: &mut HashIndex, ids: std::ops::Range<u32>) {
+        for id in ids {
+            index.insert(hash(id), id, hash);
+        }
+    }
+
+    fn hash(id: u32) -> u64 {
+        hash_of(&id.to_le_bytes())
+    }
+
     #[test]
     fn leads_where_the_index_does() {
-        let hash = |id: u32| hash_of(&id.to_le_bytes());
         let (mut index, mut chart) = (HashIndex::default(), Chart::NONE);
-        let mut redrawn = 0;
-        for id in 0..20_000 {
-            index.insert(hash(id), id, hash);
-            redrawn += usize::from(!chart.update(&index));
-            let place = index.place(hash(id / 2));
+        let (mut right, mut id) = (0, 0);
+        let same = |index: &HashIndex, chart: &Chart, id: u32| {
+            let place = index.place(hash(id));
             assert_eq!(chart.place(place.hash), (place, index.line_at(place).as_ptr()));
+        };
+        while id < 20_000 {
+            filled(&mut index, id..id + 1);
+            if chart.update(&index) {
+                right += 1;
+                same(&index, &chart, id / 2);
+            }
+            id += 1;
         }
-        assert!(redrawn < 20_000 / 50, "{redrawn}");
+        assert!(right > 19_000, "{right}");
         for id in 0..20_000 {
             index.remove(hash(id), |other| other == id, hash);
-            chart.update(&index);
-            let place = index.place(hash(19_999));
-            let line = index.line_at(place);
-            assert!(line.is_empty() || chart.place(place.hash) == (place, line.as_ptr()));
+            if chart.update(&index) && index.len() > 0 {
+                same(&index, &chart, 19_999);
+            }
         }
+    }
+
+    #[test]
+    fn looks_at_a_few_tables_each_time_it_is_wrong() {
+        let (mut index, mut chart) = (HashIndex::default(), Chart::NONE);
+        filled(&mut index, 0..50_000);
+        let patience = index.tables().len().div_ceil(TABLES_A_TIME);
+        assert!(patience > 5);
+        for _ in 0..patience {
+            assert!(chart.tables.len() == 1 && !chart.update(&index));
+        }
+        assert!(chart.update(&index) && chart.tables.len() == index.tables().len());
+        assert!(!chart.clear() && chart.clear() && !chart.update(&index));
     }
 }

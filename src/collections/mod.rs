@@ -23,5 +23,5 @@ pub use blocks::Blocks;
 pub use chart::Chart;
 pub use due_heap::{DueHeap, Positions};
 pub use hash_index::{HashIndex, Place};
-pub use name_hash::{hash_of, Print};
+pub use name_hash::{hash_of, NameHash, Print};
 pub use slab::Slab;

@@ -2,23 +2,51 @@
 //! choose names that collide. SipHash-1-3, as Rust's own tables use it.
 
 use siphasher::sip::SipHasher13;
+use siphasher::sip128::SipHasher13 as SipHasher13Of128;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 
 struct Keys {
-    first: SipHasher13,
+    first: SipHasher13Of128,
     second: [u64; 2],
 }
 
 static KEYS: LazyLock<Keys> = LazyLock::new(|| {
     let random = RandomState::new();
     let [a, b, c, d] = [0, 1, 2, 3].map(|n: u64| random.hash_one(n));
-    Keys { first: SipHasher13::new_with_keys(a, b), second: [c, d] }
+    Keys { first: SipHasher13Of128::new_with_keys(a, b), second: [c, d] }
 });
 
-/// The hash of a name.
+/// The hash of a name, of 128 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NameHash {
+    first: u64,
+    rest: u64,
+}
+
+impl NameHash {
+    pub fn of(name: &[u8]) -> Self {
+        let hash = KEYS.first.hash(name);
+        NameHash { first: hash.h1, rest: hash.h2 }
+    }
+
+    /// The part of it by which names are filed: [`hash_of`] the name.
+    pub fn first(self) -> u64 {
+        self.first
+    }
+
+    /// The print of a name of two parts of which the first has this hash. What is not kept of it is part
+    /// of the key under which the second is hashed: a cascade (Bellare, Canetti and Krawczyk 1996).
+    pub fn print(self, second: &[u8]) -> Print {
+        let [a, b] = KEYS.second;
+        let hasher = SipHasher13::new_with_keys(a ^ self.rest, b);
+        Print { first: self.first, both: hasher.hash(second) }
+    }
+}
+
+/// The hash of a name, of 64 bits.
 pub fn hash_of(name: &[u8]) -> u64 {
-    KEYS.first.hash(name)
+    NameHash::of(name).first
 }
 
 /// By what a name of two parts is told from another without a comparison: the hash of the first part,
@@ -31,22 +59,13 @@ pub struct Print {
     pub both: u64,
 }
 
-impl Print {
-    /// Of a first part that has this hash and the second part. The hash of the first is part of the key
-    /// under which the second is hashed: a cascade of keyed hashes (Bellare, Canetti and Krawczyk 1996).
-    pub fn new(first: u64, second: &[u8]) -> Self {
-        let [a, b] = KEYS.second;
-        Print { first, both: SipHasher13::new_with_keys(a ^ first, b).hash(second) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn parts_of_a_name_are_kept_apart() {
-        let print = |first: &[u8], second: &[u8]| Print::new(hash_of(first), second);
+        let print = |first: &[u8], second: &[u8]| NameHash::of(first).print(second);
         let names: [(&[u8], &[u8]); 6] = [
             (b"ab", b"c"),
             (b"a", b"bc"),
@@ -57,13 +76,28 @@ mod tests {
         ];
         for (at, one) in names.iter().enumerate() {
             assert_eq!(print(one.0, one.1), print(one.0, one.1));
+            assert_eq!(print(one.0, one.1).first, hash_of(one.0));
             for other in &names[..at] {
-                assert_ne!(print(one.0, one.1).both, print(other.0, other.1).both);
-                assert_eq!(
-                    print(one.0, one.1).first == print(other.0, other.1).first,
-                    one.0 == other.0
-                );
+                let (this, that) = (print(one.0, one.1), print(other.0, other.1));
+                assert_ne!(this.both, that.both);
+                assert_eq!(this.first == that.first, one.0 == other.0);
             }
         }
+    }
+
+    /// The two hashes of a print do not collide together.
+    #[test]
+    fn prints_have_128_bits() {
+        let prints = (0..4000u32).map(|n| NameHash::of(&n.to_le_bytes()).print(b""));
+        let mut shortened: Vec<_> =
+            prints.map(|print| (print.first & 0xffff, print.both & 0xffff)).collect();
+        shortened.sort_unstable();
+        let same_first = shortened.windows(2).filter(|pair| pair[0].0 == pair[1].0).count();
+        shortened.dedup();
+        assert!(same_first > 50 && shortened.len() >= 3998, "{same_first} {}", shortened.len());
+        // Nor where what names are filed by is the same.
+        let hash = NameHash::of(b"alice");
+        let twin = NameHash { rest: hash.rest ^ 1, ..hash };
+        assert_ne!(hash.print(b""), twin.print(b""));
     }
 }

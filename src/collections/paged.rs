@@ -4,7 +4,7 @@ use super::near::Near;
 use crate::space::allocated;
 
 /// Elements a page. A power of two, so that a number is divided by a shift; so many that the list of
-/// pages stays near, and so few that a page with one element is no waste to speak of.
+/// pages stays near.
 const IN_PAGE: usize = 1 << PAGE_BITS;
 const PAGE_BITS: u32 = 10;
 
@@ -28,18 +28,16 @@ impl<T> Paged<T> {
     }
 
     pub fn push(&mut self, element: T) {
-        let pages = self.0.len();
-        let Some(page) = self.0.get_mut(pages - 1) else { return };
-        if page.len() == IN_PAGE {
-            // A further page has its room at once.
-            let mut page = Vec::with_capacity(IN_PAGE);
-            page.push(element);
-            self.0.push(page);
-            return;
+        if self.0.last().len() == IN_PAGE {
+            self.0.push(Vec::new());
         }
+        let last = self.0.len() - 1;
+        let Some(page) = self.0.get_mut(last) else { return };
         if page.len() == page.capacity() {
-            // The first by a quarter: short lists are many, and copying one is little.
-            page.reserve_exact((page.len() / 4).clamp(1, IN_PAGE - page.len()));
+            // By a quarter of what there is, or of a page: what is not used yet is little, and so is what
+            // is copied.
+            let more = if last == 0 { page.len() / 4 } else { IN_PAGE / 4 };
+            page.reserve_exact(more.clamp(1, IN_PAGE - page.len()));
         }
         page.push(element);
     }
@@ -102,7 +100,7 @@ mod tests {
                 assert_eq!(list.get(at as u32), model.get(at));
             }
         }
-        assert!(most < (5000 + IN_PAGE) * size_of::<usize>() + 1000, "{most}");
+        assert!(most < (5000 + IN_PAGE / 4) * size_of::<usize>() + 1000, "{most}");
         while let Some(last) = model.pop() {
             assert_eq!(list.pop(), Some(last));
         }

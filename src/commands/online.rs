@@ -63,7 +63,7 @@ impl Command for Online {
         // The search for the user begins before the rest is read, so that memory is on its way
         // meanwhile. What is wrong with the rest is told first all the same.
         let mut trail = Trail::of(args.peek(0).unwrap_or_default());
-        let foreseen = foresight::look_ahead(space, &mut trail);
+        let foreseen = foresight::look_ahead(call.ctx.db(), space, &mut trail);
         let mut opened = call.change(name);
         if let Ok(Some(key)) = &mut opened {
             key.enter(&mut trail, foreseen);

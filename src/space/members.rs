@@ -21,7 +21,9 @@
 use super::kept::Kept;
 use super::record::{Lease, Packed, Record, NONE};
 use super::{Fetch, Text, Timestamp};
-use crate::collections::{hash_of, Chart, DueHeap, HashIndex, Place, Positions, Print, Slab};
+use crate::collections::{
+    hash_of, Chart, DueHeap, HashIndex, NameHash, Place, Positions, Print, Slab,
+};
 
 /// Up to so many sessions a look through all of them is as quick as an index and costs nothing.
 const FEW: usize = 8;
@@ -145,7 +147,7 @@ fn place_of(hash: u64) -> u32 {
 /// where it is known, where to look, and who is probably there.
 #[derive(Clone, Default)]
 pub struct Trail {
-    hash: Option<u64>,
+    hash: Option<NameHash>,
     place: Place,
     guess: Option<u32>,
 }
@@ -153,7 +155,7 @@ pub struct Trail {
 impl Trail {
     /// Where the search for a user begins, in whichever space.
     pub fn of(user: &[u8]) -> Self {
-        Trail { hash: Some(hash_of(user)), ..Trail::default() }
+        Trail { hash: Some(NameHash::of(user)), ..Trail::default() }
     }
 
     /// Whether it is known who is probably there.
@@ -161,12 +163,12 @@ impl Trail {
         self.guess.is_some()
     }
 
-    fn hash(&self, user: &[u8]) -> u64 {
-        self.hash.unwrap_or_else(|| hash_of(user))
+    fn hash(&self, user: &[u8]) -> NameHash {
+        self.hash.unwrap_or_else(|| NameHash::of(user))
     }
 
     fn print(&self, user: &[u8], session: &[u8]) -> Print {
-        Print::new(self.hash(user), session)
+        self.hash(user).print(session)
     }
 }
 
@@ -203,7 +205,7 @@ impl Outlook {
     pub fn enter(&self, trail: &mut Trail, fetch: Fetch) {
         self.heads.fetch(fetch);
         let Some(hash) = trail.hash else { return };
-        let (place, line) = self.by_user.place(hash);
+        let (place, line) = self.by_user.place(hash.first());
         trail.place = place;
         fetch(line);
     }
@@ -291,7 +293,7 @@ impl Members {
     /// Finds where in this space the trail goes on. What is there is asked for.
     pub fn enter(&self, trail: &mut Trail, fetch: Fetch) {
         let Some((indexes, hash)) = self.indexes.as_ref().zip(trail.hash) else { return };
-        trail.place = indexes.by_user.place(hash);
+        trail.place = indexes.by_user.place(hash.first());
         fetch(indexes.by_user.line_at(trail.place).as_ptr());
     }
 
@@ -307,8 +309,11 @@ impl Members {
     pub fn look_out(&self, outlook: &mut Outlook) -> bool {
         let heads = self.heads();
         let same = std::mem::replace(&mut outlook.heads, heads) == heads;
-        let lines = self.indexes.as_ref().map(|indexes| outlook.by_user.update(&indexes.by_user));
-        same && lines.unwrap_or(true)
+        let same_lines = match &self.indexes {
+            Some(indexes) => outlook.by_user.update(&indexes.by_user),
+            None => outlook.by_user.clear(),
+        };
+        same && same_lines
     }
 
     /// Goes on where the trail most probably leads, and asks for what a renewal looks at next, or for
@@ -336,7 +341,7 @@ impl Members {
         let Some(indexes) = &self.indexes else {
             return self.few().find(|(_, record)| record.user() == user).map(|(id, _)| id);
         };
-        let hash = trail.hash(user);
+        let hash = trail.hash(user).first();
         indexes.by_user.find(hash, |id| {
             user_hash(&self.blocks, id) == hash
                 && self.record(id).is_some_and(|record| record.user() == user)
@@ -531,7 +536,7 @@ impl Members {
         if let Some(indexes) = &mut self.indexes {
             let blocks = &self.blocks;
             if anchor.is_none() {
-                let hash = trail.hash(new.user());
+                let hash = trail.hash(new.user()).first();
                 indexes.by_user.insert(hash, id, |other| user_hash(blocks, other));
             }
             for id in to_file.into_iter().flatten() {
