@@ -231,11 +231,15 @@ impl Line {
     }
 }
 
-/// A bit in the byte of each tag that is this one, the first tag lowest.
+/// A bit in the byte of each tag that is this one, the first tag lowest. Behind such a byte there can be
+/// one whose tag differs in its lowest bit, which whoever compares the entries finds out.
 fn same_as(tags: &[u8; WIDTH], tag: u8) -> u128 {
-    let mut bytes = [!tag; 16];
-    bytes[..WIDTH].copy_from_slice(tags);
-    // The sixteen comparisons become one instruction.
-    let same = bytes.map(|byte| if byte == tag { 0x80 } else { 0 });
-    u128::from_le_bytes(same)
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    let [a, b, c, d, e, f, g, h, more @ ..] = *tags;
+    let wanted = ONES * u64::from(tag);
+    let first = u64::from_le_bytes([a, b, c, d, e, f, g, h]) ^ wanted;
+    let second = (u64::from(u32::from_le_bytes(more)) ^ wanted) | !0 << 32;
+    // A byte that is 0 borrows from the one above (Hacker's Delight, 6-1).
+    let zero = |bytes: u64| u128::from(bytes.wrapping_sub(ONES) & !bytes & (ONES << 7));
+    zero(second) << 64 | zero(first)
 }
