@@ -231,15 +231,42 @@ impl Line {
     }
 }
 
-/// A bit in the byte of each tag that is this one, the first tag lowest. Behind such a byte there can be
-/// one whose tag differs in its lowest bit, which whoever compares the entries finds out.
+/// A bit in the byte of each tag that is this one, the first tag lowest. It must be exact: what is left in
+/// an empty place would be taken for an entry.
 fn same_as(tags: &[u8; WIDTH], tag: u8) -> u128 {
     const ONES: u64 = u64::from_le_bytes([1; 8]);
+    const SEVENS: u64 = ONES * 0x7f;
     let [a, b, c, d, e, f, g, h, more @ ..] = *tags;
     let wanted = ONES * u64::from(tag);
     let first = u64::from_le_bytes([a, b, c, d, e, f, g, h]) ^ wanted;
     let second = (u64::from(u32::from_le_bytes(more)) ^ wanted) | !0 << 32;
-    // A byte that is 0 borrows from the one above (Hacker's Delight, 6-1).
-    let zero = |bytes: u64| u128::from(bytes.wrapping_sub(ONES) & !bytes & (ONES << 7));
+    // The highest bit of a byte stays 0 where the byte is 0, and none carries into the next (Hacker's
+    // Delight, 6-1).
+    let zero = |bytes: u64| u128::from(!(((bytes & SEVENS) + SEVENS) | bytes | SEVENS));
     zero(second) << 64 | zero(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_compared_exactly() {
+        for (tag, other) in (0..=255u8).flat_map(|tag| (0..=255u8).map(move |other| (tag, other))) {
+            for at in 0..WIDTH {
+                // Each place beside each other, with the tag below, above and apart.
+                let mut tags = [other; WIDTH];
+                tags[at] = tag;
+                tags[(at + 5) % WIDTH] = tag;
+                let naive = tags.iter().enumerate().map(|(place, it)| {
+                    if *it == tag {
+                        0x80 << (place * 8)
+                    } else {
+                        0u128
+                    }
+                });
+                assert_eq!(same_as(&tags, tag), naive.sum(), "{tags:?} {tag}");
+            }
+        }
+    }
 }
