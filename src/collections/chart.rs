@@ -51,9 +51,14 @@ impl Chart {
         false
     }
 
+    /// Whether nothing is drawn, or nothing but an empty index.
+    pub fn is_clear(&self) -> bool {
+        self.lines == 0
+    }
+
     /// Forgets what was drawn. Returns whether nothing was.
     pub fn clear(&mut self) -> bool {
-        let is_clear = self.tables.len() == 1 && self.lines == 0;
+        let is_clear = self.is_clear();
         if !is_clear {
             *self = Chart::NONE;
         }

@@ -9,7 +9,7 @@ use crate::server::foresight;
 use crate::server::key::SpaceKey;
 use crate::server::near;
 use crate::server::settings;
-use crate::space::{At, Condition, MetaChange, Trail};
+use crate::space::{At, Condition, MetaChange};
 
 pub struct Online;
 
@@ -62,11 +62,11 @@ impl Command for Online {
         let space = parse::new_space(name)?;
         // The search for the user begins before the rest is read, so that memory is on its way
         // meanwhile. What is wrong with the rest is told first all the same.
-        let mut trail = Trail::of(args.peek(0).unwrap_or_default());
-        let foreseen = foresight::look_ahead(call.ctx.db(), space, &mut trail);
+        let first = args.peek(0).unwrap_or_default();
+        let (mut trail, foreseen) = foresight::look_ahead(call.ctx.db(), space, first);
         let mut opened = call.change(name);
         if let Ok(Some(key)) = &mut opened {
-            key.enter(&mut trail, foreseen);
+            key.enter(&mut trail, first, foreseen);
         }
         let whom = parse::whom(&mut args)?;
         let (mut session, mut meta, mut condition) = (None, None, None);

@@ -36,7 +36,7 @@ fn hash(db: i32, name: &[u8]) -> u64 {
     let mix = |hash: u64, word: u64| (hash.rotate_left(5) ^ word).wrapping_mul(SPREAD);
     let (words, rest) = name.as_chunks::<8>();
     let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
+    last.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
     let words = words.iter().chain([&last]).map(|word| u64::from_le_bytes(*word));
     words.fold(mix(db as u64, name.len() as u64), mix)
 }
@@ -46,17 +46,17 @@ pub struct Foreseen {
     name: u64,
 }
 
-/// Asks for what the search for a user in the space of that name looks at, where this is remembered.
-pub fn look_ahead(db: i32, name: &[u8], trail: &mut Trail) -> Foreseen {
+/// Where the search for a user in the space of that name begins, where this is remembered. What it looks at
+/// first is asked for.
+pub fn look_ahead(db: i32, name: &[u8], user: &[u8]) -> (Trail, Foreseen) {
     let foreseen = Foreseen { name: hash(db, name) };
-    SEEN.with_borrow(|seen| {
-        if let Some(seen) = seen.get(foreseen.place()).filter(|seen| seen.name == foreseen.name) {
-            near::fetch(seen.value);
-            near::fetch(seen.value.wrapping_add(64));
-            seen.outlook.enter(trail, near::fetch);
-        }
+    let trail = SEEN.with_borrow(|seen| {
+        let seen = seen.get(foreseen.place()).filter(|seen| seen.name == foreseen.name)?;
+        near::fetch(seen.value);
+        near::fetch(seen.value.wrapping_add(64));
+        Some(seen.outlook.trail(user, near::fetch))
     });
-    foreseen
+    (trail.unwrap_or_default(), foreseen)
 }
 
 impl Foreseen {
@@ -87,7 +87,7 @@ mod tests {
     use crate::space::{At, Condition, Limits, MetaChange, Retention, Silent};
 
     fn is_foreseen(db: i32, name: &[u8], value: *const u8, space: &Space) -> bool {
-        look_ahead(db, name, &mut Trail::of(b"alice")).compare(value, space)
+        look_ahead(db, name, b"alice").1.compare(value, space)
     }
 
     #[test]
@@ -114,7 +114,7 @@ mod tests {
         for n in 0..2000 {
             let user = format!("user{n}");
             let at = At { space: b"s", now: 1, limits };
-            let trail = Trail::of(user.as_bytes());
+            let trail = Trail::default();
             let (always, keep) = (Condition::Always, MetaChange::Keep);
             let came = space.online(at, &trail, (&user, ""), 9, keep, always, || true, &mut Silent);
             assert!(came.is_ok_and(|came| came == Some(1)));

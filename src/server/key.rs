@@ -328,13 +328,13 @@ impl<'a> SpaceKey<'a> {
 
     /// Finds where the search for a user goes on in this space. What it looks at next is on its way from
     /// now on, and one step further if the space was foreseen.
-    pub fn enter(&mut self, trail: &mut Trail, foreseen: Foreseen) {
+    pub fn enter(&mut self, trail: &mut Trail, user: &[u8], foreseen: Foreseen) {
         let held = self.held();
         let was_right = foreseen.compare(std::ptr::from_ref(held).cast(), &held.space);
         if was_right {
             held.space.follow(trail, near::fetch);
         } else {
-            held.space.enter(trail, near::fetch);
+            held.space.enter(trail, user, near::fetch);
         }
     }
 

@@ -54,7 +54,9 @@ fn at(now: u64) -> At<'static> {
 
 fn online(space: &mut Space, user: &str, session: &str, lease: u64, meta: MetaChange) {
     let who = (user, session);
-    let trail = Trail::of(who.0.as_bytes());
+    let mut trail = Trail::default();
+    space.enter(&mut trail, who.0.as_bytes(), |_| {});
+    space.follow(&mut trail, |_| {});
     space.online(at(1), &trail, who, lease, meta, Condition::Always, || true, &mut Silent).unwrap();
 }
 

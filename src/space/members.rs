@@ -153,11 +153,6 @@ pub struct Trail {
 }
 
 impl Trail {
-    /// Where the search for a user begins, in whichever space.
-    pub fn of(user: &[u8]) -> Self {
-        Trail { hash: Some(NameHash::of(user)), ..Trail::default() }
-    }
-
     /// Whether it is known who is probably there.
     pub fn is_followed(&self) -> bool {
         self.guess.is_some()
@@ -201,13 +196,17 @@ impl Outlook {
     /// Of no space.
     pub const NONE: Outlook = Outlook { heads: Heads::NONE, by_user: Chart::NONE };
 
-    /// Finds where the trail goes on if nothing has changed, and asks for what is there.
-    pub fn enter(&self, trail: &mut Trail, fetch: Fetch) {
+    /// Where the search for a user begins if nothing has changed. What it looks at first is asked for.
+    pub fn trail(&self, user: &[u8], fetch: Fetch) -> Trail {
         self.heads.fetch(fetch);
-        let Some(hash) = trail.hash else { return };
+        // A few are looked through, and nobody's name is hashed.
+        if self.by_user.is_clear() {
+            return Trail::default();
+        }
+        let hash = NameHash::of(user);
         let (place, line) = self.by_user.place(hash.first());
-        trail.place = place;
         fetch(line);
+        Trail { hash: Some(hash), place, guess: None }
     }
 }
 
@@ -283,16 +282,18 @@ impl Members {
 
     /// Where the search for a user begins. What it looks at first is asked for.
     pub fn trail(&self, user: &[u8], fetch: Fetch) -> Trail {
+        let mut trail = Trail::default();
         // What leads to the index's line and to the mark comes while the name is hashed.
         self.heads().fetch(fetch);
-        let mut trail = Trail::of(user);
-        self.enter(&mut trail, fetch);
+        self.enter(&mut trail, user, fetch);
         trail
     }
 
-    /// Finds where in this space the trail goes on. What is there is asked for.
-    pub fn enter(&self, trail: &mut Trail, fetch: Fetch) {
-        let Some((indexes, hash)) = self.indexes.as_ref().zip(trail.hash) else { return };
+    /// Finds where in this space the trail of a user goes on. What is there is asked for.
+    pub fn enter(&self, trail: &mut Trail, user: &[u8], fetch: Fetch) {
+        let Some(indexes) = &self.indexes else { return };
+        let hash = trail.hash(user);
+        trail.hash = Some(hash);
         trail.place = indexes.by_user.place(hash.first());
         fetch(indexes.by_user.line_at(trail.place).as_ptr());
     }
@@ -384,8 +385,7 @@ impl Members {
         }
         self.heads().fetch(fetch);
         for (trail, user) in trails.iter_mut().zip(users) {
-            *trail = Trail::of(user);
-            self.enter(trail, fetch);
+            self.enter(trail, user, fetch);
         }
         for trail in trails.iter_mut().take_while(|trail| trail.hash.is_some()) {
             self.follow(trail, whole, fetch);

@@ -183,8 +183,8 @@ impl Space {
     }
 
     /// Finds where the trail of a user goes on here, and asks for what is there.
-    pub fn enter(&self, trail: &mut Trail, fetch: Fetch) {
-        self.members.enter(trail, fetch);
+    pub fn enter(&self, trail: &mut Trail, user: &[u8], fetch: Fetch) {
+        self.members.enter(trail, user, fetch);
     }
 
     /// Brings an outlook on this space up to date, and returns whether it was.

@@ -231,6 +231,16 @@ fn compare(space: &Space, model: &Model, now: u64) {
     assert!(space.user("nobody", now).is_none());
 }
 
+/// The trail of a user as a server finds it: by what was seen of the space last, right or wrong.
+fn foreseen(space: &Space, outlook: &mut Outlook, user: &[u8]) -> Trail {
+    let mut trail = outlook.trail(user, |_| {});
+    if !space.look_out(outlook) {
+        space.enter(&mut trail, user, |_| {});
+    }
+    space.follow(&mut trail, |_| {});
+    trail
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
@@ -240,6 +250,7 @@ proptest! {
         let mut now = 1000u64;
         let limits = Limits { sessions_per_user: 3, users: 10, retention: RETENTION };
         let mut space = Space::new(1000);
+        let mut outlook = Outlook::NONE;
         let mut replica = Space::new(1000);
         let mut model = Model::default();
         let mut published = 0usize;
@@ -312,7 +323,8 @@ proptest! {
                         1 => Condition::IfPresent,
                         _ => Condition::Always,
                     };
-                    let reply = space.online(at, &Trail::of(user.as_bytes()), (&user, &session), now + ttl, change, condition, || true, &mut heard);
+                    let trail = foreseen(&space, &mut outlook, user.as_bytes());
+                    let reply = space.online(at, &trail, (&user, &session), now + ttl, change, condition, || true, &mut heard);
                     let live = model.sessions.get(&key).is_some_and(|state| state.lease > now);
                     let of_user = model.sessions.iter()
                         .filter(|((other, _), state)| *other == user && state.lease > now).count();
