@@ -255,6 +255,15 @@ impl Members {
         self.blocks.len()
     }
 
+    /// Whether the indexes have what they should and nothing else.
+    #[cfg(test)]
+    pub fn indexes_are_complete(&self) -> bool {
+        let of_groups = self.groups.as_ref().map_or(0, |groups| groups.sessions);
+        self.indexes.as_ref().is_none_or(|indexes| {
+            (indexes.by_user.len(), indexes.by_session.len()) == (self.users(), of_groups)
+        })
+    }
+
     pub fn record(&self, id: u32) -> Option<Record<'_>> {
         self.blocks.get(id)
     }

@@ -197,6 +197,7 @@ fn compare(space: &Space, model: &Model, now: u64) {
     let sessions = live.values().map(BTreeMap::len).sum::<usize>();
     assert_eq!(space.counts(now), (live.len(), sessions), "counts at {now}");
     assert_eq!(space.stored(), (model.users(), model.sessions.len()));
+    assert!(space.members.indexes_are_complete());
     let mut seen = BTreeSet::new();
     for user in space.users(now) {
         let name = text(user.name()).to_owned();
