@@ -15,20 +15,32 @@ fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Error> {
     text(bytes).ok_or_else(|| Error::new(format!("{what} is not UTF-8 text")))
 }
 
+/// Inlined, and what is seldom apart: there may be thousands of names in a call.
+#[inline]
 fn bounded<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Error> {
+    #[cold]
+    fn too_long(what: &str) -> Error {
+        Error::new(format!("{what} is longer than {MAX_NAME_BYTES} bytes"))
+    }
     if bytes.len() > MAX_NAME_BYTES {
-        return Err(Error::new(format!("{what} is longer than {MAX_NAME_BYTES} bytes")));
+        return Err(too_long(what));
     }
     utf8(bytes, what)
 }
 
+#[inline]
 pub fn user(bytes: &[u8]) -> Result<&str, Error> {
+    #[cold]
+    fn empty() -> Error {
+        Error::new(format!("user is empty; it has 1 to {MAX_NAME_BYTES} bytes"))
+    }
     if bytes.is_empty() {
-        return Err(Error::new(format!("user is empty; it has 1 to {MAX_NAME_BYTES} bytes")));
+        return Err(empty());
     }
     bounded(bytes, "user")
 }
 
+#[inline]
 pub fn session(bytes: &[u8]) -> Result<&str, Error> {
     bounded(bytes, "session")
 }
@@ -214,10 +226,15 @@ pub fn whom<'a>(args: &mut Args<'a>) -> Result<Whom<'a>, Error> {
         return Err(Error::syntax(&format!("{word} {count} is followed by fewer {what}")));
     }
     let mut list = Vec::with_capacity(count);
-    for _ in 0..count {
-        let user = user(args.required()?)?;
-        let session = if width == 2 { session(args.required()?)? } else { "" };
-        list.push((user, session));
+    let names = args.take(count * width);
+    if width == 1 {
+        for name in names {
+            list.push((user(name.bytes())?, ""));
+        }
+        return Ok(Whom::Users(list));
     }
-    Ok(if width == 2 { Whom::Sessions(list) } else { Whom::Users(list) })
+    for [name, of_session] in names.as_chunks().0 {
+        list.push((user(name.bytes())?, session(of_session.bytes())?));
+    }
+    Ok(Whom::Sessions(list))
 }

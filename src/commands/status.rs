@@ -25,15 +25,15 @@ impl Command for Status {
         let mut args = call.args();
         let name = args.space()?;
         let mut users = Vec::with_capacity(args.left());
-        while let Some(user) = args.next() {
-            users.push(parse::user(user)?);
+        for user in args.take(args.left()) {
+            users.push(parse::user(user.bytes())?);
         }
         let space = call.read(name)?;
         call.ctx.reply_array(users.len());
         match &space {
             Some(space) => {
                 let counts = space.statuses(&users, call.now(), near::fetch);
-                counts.for_each(|count| call.ctx.reply_count(count));
+                counts.into_iter().for_each(|count| call.ctx.reply_count(count));
             }
             None => users.iter().for_each(|_| call.ctx.reply_integer(0)),
         }

@@ -77,6 +77,15 @@ impl<'a> Args<'a> {
         Some(head)
     }
 
+    /// Takes so many arguments; none where there are fewer.
+    pub fn take(&mut self, count: usize) -> &'a [Arg<'a>] {
+        let end = self.next.saturating_add(count);
+        let taken = self.args.get(self.next..end).unwrap_or_default();
+        self.next += taken.len();
+        self.head = self.args.get(self.next).map(|arg| arg.bytes());
+        taken
+    }
+
     /// The argument so many places ahead, which stays there; 0 is the next.
     pub fn peek(&self, ahead: usize) -> Option<&'a [u8]> {
         if ahead == 0 {

@@ -381,25 +381,25 @@ impl Members {
 
     /// The trails of these users, [`AT_ONCE`] at most, with what lies on them on its way. Each search
     /// waits for memory twice, one after the other; here all wait for it together. `whole` says
-    /// that what is found will be looked at, and not only renewed.
+    /// that what is found will be looked at, and not only renewed. They take the place of what is in the
+    /// list.
     pub fn trails<'a>(
         &self,
         users: impl Iterator<Item = &'a [u8]>,
         whole: bool,
         fetch: Fetch,
-    ) -> [Trail; AT_ONCE] {
-        let mut trails = std::array::from_fn(|_| Trail::default());
-        if self.indexes.is_none() {
-            return trails;
-        }
+        trails: &mut Vec<Trail>,
+    ) {
+        trails.clear();
         self.heads().fetch(fetch);
-        for (trail, user) in trails.iter_mut().zip(users) {
-            self.enter(trail, user, fetch);
-        }
-        for trail in trails.iter_mut().take_while(|trail| trail.hash.is_some()) {
+        trails.extend(users.map(|user| {
+            let mut trail = Trail::default();
+            self.enter(&mut trail, user, fetch);
+            trail
+        }));
+        for trail in trails {
             self.follow(trail, whole, fetch);
         }
-        trails
     }
 
     /// How many sessions the user has, live or not.

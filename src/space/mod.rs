@@ -198,19 +198,18 @@ impl Space {
     }
 
     /// How many live sessions each of the users has at `now`, in the order given.
-    pub fn statuses<'a>(
-        &'a self,
-        users: &'a [&str],
-        now: Timestamp,
-        fetch: Fetch,
-    ) -> impl Iterator<Item = usize> + 'a {
-        users.chunks(AT_ONCE).flat_map(move |some| {
-            let trails = self.members.trails(some.iter().map(|user| user.as_bytes()), true, fetch);
-            some.iter().zip(trails).map(move |(user, trail)| {
-                let user = self.members.user_by(&trail, user.as_bytes(), now);
+    pub fn statuses(&self, users: &[&str], now: Timestamp, fetch: Fetch) -> Vec<usize> {
+        let mut trails = Vec::with_capacity(AT_ONCE);
+        let mut counts = Vec::with_capacity(users.len());
+        for some in users.chunks(AT_ONCE) {
+            let names = some.iter().map(|user| user.as_bytes());
+            self.members.trails(names, true, fetch, &mut trails);
+            counts.extend(some.iter().zip(&trails).map(|(user, trail)| {
+                let user = self.members.user_by(trail, user.as_bytes(), now);
                 user.map_or(0, |user| user.sessions().count())
-            })
-        })
+            }));
+        }
+        counts
     }
 
     /// Everybody who is online at `now`.
@@ -581,12 +580,13 @@ impl Space {
         if self.is_closed() {
             return Err(Refusal::Closed);
         }
+        let mut trails = Vec::with_capacity(AT_ONCE);
         let mut places = Vec::with_capacity(sessions.len());
         for some in sessions.chunks(AT_ONCE) {
             let users = some.iter().map(|(user, _)| user.as_bytes());
-            let trails = self.members.trails(users, false, fetch);
+            self.members.trails(users, false, fetch, &mut trails);
             places.extend(
-                some.iter().zip(trails).map(|(who, trail)| self.live(&trail, *who, at.now)),
+                some.iter().zip(&trails).map(|(who, trail)| self.live(trail, *who, at.now)),
             );
         }
         let new: Vec<(&str, &str)> = sessions
