@@ -122,7 +122,7 @@ fn chart(figures: &Figures) -> Option<String> {
         let length = (value / longest * (WIDTH - LABELS - VALUES - 16.0)).max(1.0);
         let (fill, weight) = match system {
             System::Presence => ("#1a7f37", "bold"),
-            System::Floor => ("#8c959f", "normal"),
+            System::Floor | System::Opener => ("#8c959f", "normal"),
             _ => ("#6e9fd4", "normal"),
         };
         let base = y + BAR - 5.0;

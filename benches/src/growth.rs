@@ -53,7 +53,8 @@ pub fn growth(options: &Options, figures: &mut Figures) -> Result<()> {
         );
         jobs.push(Job::new(name("join"), joins).undone_by(name("leave"), leaves));
     }
-    jobs.push(Job::new("count.floor", nothing()));
+    jobs.push(Job::new("count.floor", asks("BENCHMARK.FLOOR", &["benchmark.floor"], 0)));
+    jobs.push(Job::new("count.reader", asks("BENCHMARK.READS", &["benchmark.reads"], 1000)));
     let options = Options { slice: options.slice / 4, ..options.clone() };
     measure(&options, &mut server, &mut jobs, figures)
 }
@@ -74,10 +75,11 @@ fn counts(size: &Shape) -> Calls {
     calls
 }
 
-fn nothing() -> Calls {
-    let mut calls = Calls::new(0, vec![Expect::int(0)], &["benchmark.floor"]);
+/// A command of a floor, with the arguments of COUNT.
+fn asks(command: &str, names: &'static [&'static str], reply: i64) -> Calls {
+    let mut calls = Calls::new(0, vec![Expect::int(reply)], names);
     for at in 0..1000 {
-        calls.request(&[b"BENCHMARK.FLOOR", SIZES[0].space_of(at).as_bytes()]).end();
+        calls.request(&[command.as_bytes(), SIZES[0].space_of(at).as_bytes()]).end();
     }
     calls
 }

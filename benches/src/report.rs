@@ -99,7 +99,13 @@ pub fn tables(figures: &Figures) -> Vec<Table> {
         tables.push(heartbeats(figures, shape));
         tables.push(joins(figures, shape));
     }
-    tables.extend([reads(figures), growth(figures), sessions(figures), spaces(figures)]);
+    tables.extend([
+        server(figures),
+        reads(figures),
+        growth(figures),
+        sessions(figures),
+        spaces(figures),
+    ]);
     tables.extend([rdb(figures), lapse(figures), crowd(figures), steady(figures)]);
     tables.retain(|table| !table.is_empty());
     tables
@@ -197,6 +203,35 @@ fn joins(figures: &Figures, shape: &str) -> Table {
         }
         table.row(system.label(), &cells);
     }
+    table
+}
+
+fn server(figures: &Figures) -> Table {
+    let mut table = Table::new(
+        "What is the server's",
+        "Opens: a module command that opens its key, takes its value, asks the time, replicates itself \
+         where it writes, and does nothing of its own; no command about a space can cost less. CPU µs, \
+         and ratios as above.",
+        &["", "floor", "opens", "ours", "opens / floor", "ours / floor", "ours / opens"],
+    );
+    let mut row = |label: String, [floor, opens, ours]: [String; 3]| {
+        let ratio = |a: &str, b: &str| figures.ratio(a, b).map(|ratio| ratio.median);
+        let cells = [
+            figures.get(&floor),
+            figures.get(&opens),
+            figures.get(&ours),
+            ratio(&opens, &floor),
+            ratio(&ours, &floor),
+            ratio(&ours, &opens),
+        ];
+        table.row(label, &cells);
+    };
+    for shape in SHAPES.iter().map(|shape| shape.name) {
+        let systems = [System::Floor, System::Opener, System::Presence];
+        row(format!("a heartbeat, {shape}"), systems.map(|system| named("renewal", system, shape)));
+    }
+    let count = figure("count", System::Presence, &SIZES[0]);
+    row(format!("COUNT, {}", SIZES[0].name), ["count.floor".into(), "count.reader".into(), count]);
     table
 }
 

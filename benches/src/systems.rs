@@ -12,6 +12,8 @@ use crate::Result;
 pub enum System {
     /// A module command that does nothing.
     Floor,
+    /// One that opens its key, asks the time and replicates itself, and does nothing else.
+    Opener,
     Presence,
     /// The lease as score of a sorted set, and nothing else.
     SortedSet,
@@ -32,8 +34,9 @@ pub enum System {
 
 use System::*;
 
-pub const HEARTBEATS: [System; 12] = [
+pub const HEARTBEATS: [System; 13] = [
     Floor,
+    Opener,
     Presence,
     SortedSet,
     SortedSetAny,
@@ -60,6 +63,7 @@ impl System {
     pub fn name(self) -> &'static str {
         match self {
             Floor => "floor",
+            Opener => "opener",
             Presence => "presence",
             SortedSet => "zadd",
             SortedSetAny => "zadd-any",
@@ -77,6 +81,7 @@ impl System {
     pub fn label(self) -> &'static str {
         match self {
             Floor => "module command that does nothing",
+            Opener => "one that opens its key, no more",
             Presence => "PRESENCE.ONLINE",
             SortedSet => "ZADD, new latest score",
             SortedSetAny => "ZADD, new score anywhere",
@@ -91,10 +96,11 @@ impl System {
         }
     }
 
-    /// The database of its own. Ours and the floor have no data of others beside them either.
+    /// The database of its own. Ours and the floors have no data of others beside them either, and it is
+    /// our keys that are opened.
     pub fn db(self) -> usize {
         match self {
-            Floor | Presence => 0,
+            Floor | Opener | Presence => 0,
             SortedSet => 1,
             SortedSetAny => 10,
             SetEx => 2,
@@ -112,6 +118,7 @@ impl System {
     fn commands(self) -> &'static [&'static str] {
         match self {
             Floor => &["benchmark.floor"],
+            Opener => &["benchmark.opens"],
             Presence => &["presence.online", "presence.offline"],
             SortedSet | SortedSetAny => &["zadd"],
             SetEx | SetExBare => &["set"],
@@ -131,7 +138,7 @@ impl System {
     /// Brings everybody in, if the system keeps anybody.
     pub fn fill(self, shape: &Shape, sha: &Shas) -> Option<Calls> {
         match self {
-            Floor => None,
+            Floor | Opener => None,
             SortedSet | SortedSetAny => Some(self.zadd(shape, 0..shape.members, Expect::int(1))),
             Presence | Classic | ClassicUsers | Map => {
                 Some(self.joins(shape, 0..shape.members, sha))
@@ -167,9 +174,12 @@ impl System {
     pub fn heartbeats(self, shape: &Shape, sha: &Shas) -> Calls {
         let order = shape.order();
         match self {
-            Floor | Presence => {
-                let command: &[u8] =
-                    if self == Floor { b"BENCHMARK.FLOOR" } else { b"PRESENCE.ONLINE" };
+            Floor | Opener | Presence => {
+                let command: &[u8] = match self {
+                    Floor => b"BENCHMARK.FLOOR",
+                    Opener => b"BENCHMARK.OPENS",
+                    _ => b"PRESENCE.ONLINE",
+                };
                 let mut calls = self.calls(vec![Expect::int(0)]);
                 for member in order {
                     let (space, user) = (shape.space_of(member), user(member));

@@ -16,9 +16,9 @@ use super::sweep;
 use super::waiters;
 use crate::space::{Silent, Sink, Space, Trail};
 use redis_module::raw;
-use std::cell::Cell;
 use std::ffi::c_int;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Later than anything is due.
 const NEVER: u64 = u64::MAX;
@@ -38,10 +38,10 @@ pub struct Held {
 #[cfg(target_pointer_width = "64")]
 const _: () = assert!(size_of::<Held>() == 96);
 
-thread_local! {
-    /// Which grace was granted last, and until when it lasts; 0 where it was withdrawn.
-    static GRACE: Cell<(u32, u64)> = const { Cell::new((0, 0)) };
-}
+/// Which grace was granted last, and until when it lasts; 0 where it was withdrawn. Only the server's main
+/// thread touches them; they are looked at in each call, and a thread's own are not found as quickly.
+static GRACE: AtomicU32 = AtomicU32::new(0);
+static GRACE_UNTIL: AtomicU64 = AtomicU64::new(0);
 
 /// The grace that was granted last when a space was made or looked at: its number, and in the lowest
 /// bit whether replicas have still to be told of it.
@@ -50,7 +50,7 @@ struct GraceSeen(u32);
 
 impl GraceSeen {
     fn now(untold: bool) -> Self {
-        GraceSeen(GRACE.get().0 << 1 | u32::from(untold))
+        GraceSeen(GRACE.load(Relaxed) << 1 | u32::from(untold))
     }
 
     /// Whether none was granted or withdrawn since.
@@ -61,7 +61,7 @@ impl GraceSeen {
     /// The end of a grace that replicas have not been told of yet; 0 is none.
     fn untold(self) -> u64 {
         if self.is_last() && self.0 & 1 != 0 {
-            GRACE.get().1
+            GRACE_UNTIL.load(Relaxed)
         } else {
             0
         }
@@ -76,13 +76,14 @@ impl GraceSeen {
 /// begun to decide, and nobody could renew before. The spaces take it in one by one, each before
 /// anything else is done with it.
 pub fn grant_grace(until: u64) {
-    GRACE.set((GRACE.get().0.wrapping_add(1), until));
+    GRACE_UNTIL.store(until, Relaxed);
+    GRACE.fetch_add(1, Relaxed);
 }
 
 /// This server decides no longer: a space that has not taken the grace in yet must not do so by
 /// itself.
 pub fn withdraw_grace() {
-    GRACE.set((GRACE.get().0.wrapping_add(1), 0));
+    grant_grace(0);
 }
 
 /// Unix time (ms).
@@ -115,7 +116,7 @@ impl Held {
     /// Takes in a grace that was granted since the last look.
     fn catch_up(&mut self) {
         if !self.grace.is_last() {
-            let (_, until) = GRACE.get();
+            let until = GRACE_UNTIL.load(Relaxed);
             if until > 0 {
                 self.space.grant_grace(until, &mut Silent);
             }
