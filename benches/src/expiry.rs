@@ -297,7 +297,7 @@ fn lateness(
 pub fn crowd(options: &Options, figures: &mut Figures) -> Result<()> {
     let members = if options.quick { 50_000 } else { 250_000 };
     let least = Duration::from_secs(2) + Duration::from_micros(20 * members as u64);
-    for _ in 0..if options.quick { 1 } else { 3 } {
+    for _ in 0..if options.quick { 1 } else { 5 } {
         for (kind, name) in KINDS {
             with_time(least, |fill| {
                 one_crowd(options, figures, kind, &format!("crowd.{name}"), members, fill)
