@@ -518,11 +518,44 @@ impl Members {
     /// Adds a session that is not there yet. `since` is when its user came online, if
     /// nothing of the user is here. Returns whether it is the user's first.
     pub fn insert(&mut self, trail: &Trail, new: Record<'_>, since: Timestamp) -> bool {
+        let trail = &self.make_way(trail, new);
+        let anchor = self.anchor_by(trail, new.user());
+        self.insert_beside(anchor, trail, new, since)
+    }
+
+    /// Adds a session that may be there already: returns false then, and has added nothing.
+    pub fn insert_absent(&mut self, trail: &Trail, new: Record<'_>, since: Timestamp) -> bool {
+        let trail = &self.make_way(trail, new);
+        let anchor = self.anchor_by(trail, new.user());
+        let is_absent =
+            anchor.is_none() || self.find_by(trail, new.user(), new.session()).is_none();
+        if is_absent {
+            self.insert_beside(anchor, trail, new, since);
+        }
+        is_absent
+    }
+
+    /// Begins to use indexes where this session makes them worthwhile. Returns the trail that is good from
+    /// then on.
+    fn make_way(&mut self, trail: &Trail, new: Record<'_>) -> Trail {
         if self.indexes.is_none() && (self.blocks.len() >= FEW || !Kept::fits_row(new)) {
             self.rebuild(Some(Box::default()));
         }
-        let trail = if trail.hash.is_none() { &self.trail(new.user(), |_| {}) } else { trail };
-        let anchor = self.anchor_by(trail, new.user());
+        if trail.hash.is_none() {
+            self.trail(new.user(), |_| {})
+        } else {
+            trail.clone()
+        }
+    }
+
+    /// Adds a session to those of the user who has this anchor, or none yet.
+    fn insert_beside(
+        &mut self,
+        anchor: Option<u32>,
+        trail: &Trail,
+        new: Record<'_>,
+        since: Timestamp,
+    ) -> bool {
         // Of who is here already, it is known.
         let since = if anchor.is_none() { since } else { new.joined_at() };
         let id = self.blocks.insert(new, since, || trail.print(new.user(), new.session()));

@@ -792,14 +792,11 @@ impl Space {
             }
             Effect::Session { user, session, lease, joined_at, since, lingering, meta } => {
                 let trail = self.members.trail(user.as_bytes(), |_| {});
-                if self.members.sessions_of(&trail, user.as_bytes()) > 0
-                    && self.members.find_by(&trail, user.as_bytes(), session.as_bytes()).is_some()
-                {
+                let lease = Lease::new(lease, lingering);
+                let packed = Packed::new(user, session, lease, joined_at, meta);
+                if !self.members.insert_absent(&trail, packed.read(), since) {
                     return Err(Misfit("session is there twice"));
                 }
-                let lease = Lease::new(lease, lingering);
-                let session = Packed::new(user, session, lease, joined_at, meta);
-                self.members.insert(&trail, session.read(), since);
             }
             Effect::Event { at, text } => {
                 let history = self.history.get_or_insert_default();

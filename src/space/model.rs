@@ -181,7 +181,12 @@ pub fn reload(space: &Space) -> Space {
     space.dump(|effect| codec::encode(&mut bytes, effect));
     let mut back = Space::new(0);
     for effect in codec::decode(&bytes) {
-        back.restore(&effect.unwrap()).unwrap();
+        let effect = effect.unwrap();
+        back.restore(&effect).unwrap();
+        if matches!(effect, Effect::Session { .. }) {
+            // Nobody is there twice, whatever a file says.
+            back.restore(&effect).unwrap_err();
+        }
     }
     back
 }
