@@ -210,8 +210,8 @@ fn server(figures: &Figures) -> Table {
     let mut table = Table::new(
         "What is the server's",
         "Opens: a module command that opens its key, takes its value, asks the time, replicates itself \
-         where it writes, and does nothing of its own; no command about a space can cost less. CPU µs, \
-         and ratios as above.",
+         where it writes, and does nothing of its own: that much a heartbeat or COUNT asks the server for \
+         whatever the module does. CPU µs, and ratios as above.",
         &["", "floor", "opens", "ours", "opens / floor", "ours / floor", "ours / opens"],
     );
     let mut row = |label: String, [floor, opens, ours]: [String; 3]| {

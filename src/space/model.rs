@@ -556,3 +556,31 @@ fn admission_is_all_or_none() {
     assert_eq!(many(&mut space, &[("a", "1")], true), Err(Refusal::Closed));
     assert_eq!(space.message(at, "a", "", "x", &mut Silent), None);
 }
+
+/// Lists that are longer than what is looked up at once, in spaces of a few and of many.
+#[test]
+fn long_lists_find_everybody() {
+    let limits = Limits { sessions_per_user: 1024, users: 0, retention: RETENTION };
+    for stays in [3, 200] {
+        let mut space = Space::new(1);
+        let names: Vec<String> = (0..stays + 70).map(|n| format!("user{n}")).collect();
+        let pairs: Vec<(&str, &str)> = names.iter().map(|name| (&**name, "s")).collect();
+        let users: Vec<&str> = names.iter().map(|name| &**name).collect();
+        let bring = |space: &mut Space, now: u64, list: &[(&str, &str)]| {
+            let at = At { space: b"s", now, limits };
+            space.online_many(at, list, now + 1000, || true, |_| {}, &mut Silent).unwrap()
+        };
+        assert_eq!(bring(&mut space, 1, &pairs[..stays]), stays);
+        let here = |n: usize| usize::from(n < stays);
+        let counts = |space: &Space, now: u64| space.statuses(&users, now, |_| {});
+        assert!(counts(&space, 1).into_iter().eq((0..users.len()).map(here)));
+        // Nobody is taken for somebody else: each one's lease is renewed, and nobody comes.
+        assert_eq!(bring(&mut space, 500, &pairs[..stays]), 0);
+        assert_eq!(space.counts(1400), (stays, stays));
+        assert!(counts(&space, 1400).into_iter().eq((0..users.len()).map(here)));
+        // Half of them, and some who are new.
+        assert_eq!(bring(&mut space, 600, &pairs[stays / 2..]), 70);
+        assert_eq!(space.stored(), (stays + 70, stays + 70));
+        assert_eq!(space.counts(1550), (stays + 70 - stays / 2, stays + 70 - stays / 2));
+    }
+}
