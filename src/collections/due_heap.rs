@@ -163,6 +163,11 @@ impl DueHeap {
         }
     }
 
+    /// The ids of all entries, in no order.
+    pub fn ids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.pages.iter().flatten().map(|entry| entry.id)
+    }
+
     /// Bytes on the heap; pages but the last are full, so nothing is walked.
     pub fn heap_bytes(&self) -> usize {
         let last = self.pages.last().map_or(0, Vec::capacity);

@@ -13,6 +13,16 @@ use crate::space::{At, Condition, MetaChange};
 
 pub struct Online;
 
+/// What the command replies.
+enum Reply {
+    /// How many users came online.
+    CameOnline(usize),
+    /// `NX` or `XX` of a single session was not met.
+    NotMet,
+    /// The positions of the sessions of a list with `XX` that are not there.
+    LeftOut(Vec<usize>),
+}
+
 const TIMES: [ArgSpec; 4] = [
     ArgSpec::new("seconds", ArgKind::Integer).after("EX"),
     ArgSpec::new("milliseconds", ArgKind::Integer).after("PX"),
@@ -81,7 +91,7 @@ impl Command for Online {
                 set_once(&mut meta, value, "META")?;
             } else if is_one && args.take_word("NX") {
                 set_once(&mut condition, Condition::IfAbsent, "NX")?;
-            } else if is_one && args.take_word("XX") {
+            } else if args.take_word("XX") {
                 set_once(&mut condition, Condition::IfPresent, "XX")?;
             } else if !times.take(&mut args, call.now(), true)? {
                 return Err(args.unknown_option());
@@ -110,12 +120,13 @@ impl Command for Online {
         let limits = settings::limits();
         let at = At { space, now: call.now(), limits };
         let has_memory = || call.ctx.has_memory(name);
-        let came_online = match &whom {
+        let reply = match &whom {
             Whom::One(user) => {
                 let who = (*user, session.unwrap_or(""));
                 let meta = meta.map_or(MetaChange::Keep, MetaChange::To);
                 let condition = condition.unwrap_or(Condition::Always);
-                key.space().online(
+                let space = key.space();
+                let came_online = space.online(
                     at,
                     &trail,
                     who,
@@ -124,18 +135,31 @@ impl Command for Online {
                     condition,
                     has_memory,
                     &mut journal,
-                )
+                );
+                came_online.map(|count| count.map_or(Reply::NotMet, Reply::CameOnline))
+            }
+            Whom::Users(list) | Whom::Sessions(list)
+                if condition == Some(Condition::IfPresent) =>
+            {
+                let space = key.space();
+                space.renew_many(at, list, lease, near::fetch, &mut journal).map(Reply::LeftOut)
             }
             Whom::Users(list) | Whom::Sessions(list) => {
                 let space = key.space();
-                space.online_many(at, list, lease, has_memory, near::fetch, &mut journal).map(Some)
+                space
+                    .online_many(at, list, lease, has_memory, near::fetch, &mut journal)
+                    .map(Reply::CameOnline)
             }
         }
         .map_err(|refusal| Error::from((refusal, &limits)))?;
         key.commit(&journal);
-        match came_online {
-            Some(count) => call.ctx.reply_count(count),
-            None => call.ctx.reply_null(),
+        match reply {
+            Reply::CameOnline(count) => call.ctx.reply_count(count),
+            Reply::NotMet => call.ctx.reply_null(),
+            Reply::LeftOut(positions) => {
+                call.ctx.reply_array(positions.len());
+                positions.into_iter().for_each(|position| call.ctx.reply_count(position));
+            }
         }
         Ok(())
     }

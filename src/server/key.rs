@@ -221,8 +221,10 @@ impl SpaceRef {
         // its key once.
         let value = unsafe { held.as_mut() };
         value.catch_up();
+        let now = clock.now();
         // A closed space whose time is over is not there, whether or not a sweep has seen to it.
-        let is_over = value.space.is_closed() && value.space.is_over(clock.now());
+        let is_over = value.space.is_closed() && value.space.is_over(now);
+        value.space.advance(now);
         Ok((!is_over).then_some(SpaceRef { held, _key: key }))
     }
 }

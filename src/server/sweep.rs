@@ -80,9 +80,9 @@ unsafe extern "C" fn tick(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
     arrivals::settled();
     IN_TIMER.set(true);
     let next = if !ctx.is_primary() {
-        slice(ctx, tidy_first).map(|_| ctx.now() + TIDY_MS)
+        slice(ctx, tidy_first).map(|due| due.max(ctx.now() + RETRY_MS))
     } else if ctx.is_paused() {
-        agenda::next_due().map(|_| ctx.now() + RETRY_MS)
+        slice(ctx, tidy_first).map(|_| ctx.now() + RETRY_MS)
     } else {
         slice(ctx, sweep_first)
     };
@@ -140,7 +140,8 @@ fn sweep_first(ctx: Context, db: i32, key: Arg<'_>, due: u64) {
     }
 }
 
-/// A replica's part: what was renewed is filed again, what has lapsed waits for the primary.
+/// What a replica does, and a primary that is paused: it sorts the leases that end soon, so that reads
+/// need not. What has expired waits for the primary, or for the end of the pause.
 fn tidy_first(ctx: Context, db: i32, key: Arg<'_>, _due: u64) {
     let now = ctx.now();
     match SpaceKey::open_untouched(ctx, key, &Clock::at(now)) {

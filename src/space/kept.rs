@@ -140,7 +140,7 @@ impl Kept {
             Kept::Blocks(blocks) => {
                 let copy = (!record.is_plain()).then(|| Packed::from(record));
                 let plain = copy.as_ref().map_or(record, Packed::read);
-                let mark = Mark { lease: record.lease(), print: print() };
+                let mark = Mark { lease: record.lease().plain(), print: print() };
                 let id = blocks.insert(plain.block(), mark);
                 if let Some(bytes) = blocks.get_mut(id) {
                     RecordMut::of(bytes).note(NONE, NONE);

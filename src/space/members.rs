@@ -7,9 +7,10 @@
 //! * Of many sessions, a user with several has a **group** that lists them and remembers when the user
 //!   came online. It stays until the user leaves.
 //! * `by_user` finds anchors; `by_session` finds the sessions of users that have a group.
-//! * `leases` is the order by lease. A renewal writes the lease and leaves the
-//!   order alone: an entry is filed at the session's lease *or earlier*. What comes up too early
-//!   is filed again under the lease that it has by then.
+//! * `leases` is the order by lease, see [`super::lease_order`]. A renewal writes the lease and does not
+//!   touch the order.
+//! * [`Members::advance`] brings the order to a moment. Whoever asks what is live at a moment calls it
+//!   first; it costs next to nothing where a timer has done the work in advance.
 //!
 //! A space of a few sessions has neither indexes nor groups; its sessions are looked through. They
 //! are in the order in which they came, and when a user came online is told by the anchor.
@@ -18,97 +19,26 @@
 //! process runs: a walk over the places that stops and goes on later meets everybody who was there
 //! throughout exactly once.
 
+use super::group::{Changed, Group, Groups};
 use super::kept::Kept;
+use super::lease_order::{LeaseOrder, LOOKAHEAD_MS};
 use super::record::{Lease, Packed, Record, NONE};
 use super::{Fetch, Text, Timestamp};
-use crate::collections::{
-    hash_of, Chart, DueHeap, HashIndex, NameHash, Place, Positions, Print, Slab,
-};
+use crate::collections::{hash_of, Chart, HashIndex, NameHash, Place, Print};
 
 /// Up to so many sessions a look through all of them is as quick as an index and costs nothing.
 const FEW: usize = 8;
 /// So many users are brought near at once: as many reads of memory as a processor has under way.
 pub const AT_ONCE: usize = 16;
-/// A page passes over so many users whose leases are over for each that it may return: in a space
-/// that most have left, a page may come back with fewer members than asked for.
-const LOOKS_A_MEMBER: usize = 32;
-
-#[derive(Clone)]
-struct Group {
-    joined_at: Timestamp,
-    /// The user's sessions, oldest first; the first is the anchor.
-    sessions: Vec<u32>,
-}
-
-/// The groups, how many sessions they list, and the bytes that their lists have on the heap.
-#[derive(Default)]
-struct Groups {
-    slab: Slab<Group>,
-    sessions: usize,
-    list_bytes: usize,
-}
-
-fn bytes_of(list: &Vec<u32>) -> usize {
-    super::allocated(list.capacity() * size_of::<u32>())
-}
-
-impl Clone for Groups {
-    fn clone(&self) -> Self {
-        let slab = self.slab.clone();
-        let list_bytes = slab.iter_from(0).map(|(_, group)| bytes_of(&group.sessions)).sum();
-        Groups { slab, sessions: self.sessions, list_bytes }
-    }
-}
-
-impl Groups {
-    fn insert(&mut self, group: Group) -> u32 {
-        self.list_bytes += bytes_of(&group.sessions);
-        self.sessions += group.sessions.len();
-        self.slab.insert(group)
-    }
-
-    /// Adds a session to the end of a group.
-    fn push(&mut self, group: u32, id: u32) {
-        let Some(group) = self.slab.get_mut(group) else { return };
-        self.list_bytes -= bytes_of(&group.sessions);
-        self.sessions += 1;
-        group.sessions.push(id);
-        self.list_bytes += bytes_of(&group.sessions);
-    }
-
-    /// Takes a session out of a group, and the group away if it was the last. Returns whether it
-    /// was the anchor, and who is the anchor now; none where there is no such group.
-    fn take(&mut self, group: u32, id: u32) -> Option<(bool, Option<u32>)> {
-        let list = &mut self.slab.get_mut(group)?.sessions;
-        self.list_bytes -= bytes_of(list);
-        let is_anchor = list.first() == Some(&id);
-        // From the end: who ends all sessions of a user ends the last first.
-        if let Some(at) = list.iter().rposition(|other| *other == id) {
-            list.remove(at);
-            self.sessions -= 1;
-        }
-        if list.len() * 4 < list.capacity() {
-            list.shrink_to((list.len() * 2).max(4));
-        }
-        let heir = list.first().copied();
-        if heir.is_some() {
-            self.list_bytes += bytes_of(list);
-        } else {
-            self.slab.remove(group);
-        }
-        Some((is_anchor, heir))
-    }
-
-    fn heap_bytes(&self) -> usize {
-        self.slab.heap_bytes() + self.list_bytes
-    }
-}
+/// A page passes over at most so many users whose leases have expired for each that it may return: in a
+/// space that most have left, a page may come back with fewer members than asked for.
+const LOOKS_A_MEMBER: usize = 8;
 
 #[derive(Clone, Default)]
 struct Indexes {
     by_user: HashIndex,
     by_session: HashIndex,
-    leases: DueHeap,
+    leases: LeaseOrder,
 }
 
 /// The sessions of one space.
@@ -117,14 +47,6 @@ pub struct Members {
     blocks: Kept,
     groups: Option<Box<Groups>>,
     indexes: Option<Box<Indexes>>,
-}
-
-impl Positions for Kept {
-    fn moved(&mut self, id: u32, position: u32) {
-        if let Some(mut record) = self.get_mut(id) {
-            record.set_filed(position);
-        }
-    }
 }
 
 /// The hash of the name of a session's user, which is at hand where there are many.
@@ -227,17 +149,20 @@ impl<'a> User<'a> {
         self.members.group(self.anchor).map_or(self.anchor.since(), |group| group.joined_at)
     }
 
-    /// The live sessions.
+    /// How many live sessions the user has, at the moment that the space was advanced to.
+    pub fn live_sessions(&self) -> usize {
+        self.members.live_sessions(self.anchor, self.now)
+    }
+
+    /// The live sessions, oldest first.
     pub fn sessions(&self) -> impl Iterator<Item = Record<'a>> {
         let (members, anchor, now) = (self.members, self.anchor, self.now);
         let few = members.few().map(|(_, record)| record);
         let few = few.filter(move |record| record.user() == anchor.user());
         let group = members.group(anchor);
         let alone = (members.indexes.is_some() && group.is_none()).then_some(anchor);
-        let several = group
-            .into_iter()
-            .flat_map(|group| &group.sessions)
-            .filter_map(|id| members.record(*id));
+        let several = group.into_iter().flat_map(Group::sessions);
+        let several = several.filter_map(|id| members.record(id));
         few.chain(alone).chain(several).filter(move |record| record.is_live(now))
     }
 }
@@ -247,7 +172,7 @@ impl Members {
         if self.indexes.is_none() {
             return self.few().filter(|(id, record)| self.is_anchor(*id, *record)).count();
         }
-        let of_groups = |groups: &Groups| self.sessions() - groups.sessions + groups.slab.len();
+        let of_groups = |groups: &Groups| self.sessions() - groups.sessions() + groups.len();
         self.groups.as_deref().map_or_else(|| self.sessions(), of_groups)
     }
 
@@ -258,7 +183,7 @@ impl Members {
     /// Whether the indexes have what they should and nothing else.
     #[cfg(test)]
     pub fn indexes_are_complete(&self) -> bool {
-        let of_groups = self.groups.as_ref().map_or(0, |groups| groups.sessions);
+        let of_groups = self.groups.as_ref().map_or(0, |groups| groups.sessions());
         self.indexes.as_ref().is_none_or(|indexes| {
             (indexes.by_user.len(), indexes.by_session.len()) == (self.users(), of_groups)
         })
@@ -282,11 +207,23 @@ impl Members {
         if self.indexes.is_none() {
             return self.anchor(record.user()) == Some(id);
         }
-        self.group(record).is_none_or(|group| group.sessions.first() == Some(&id))
+        self.group(record).is_none_or(|group| group.anchor() == Some(id))
     }
 
     fn group(&self, record: Record<'_>) -> Option<&Group> {
-        self.groups.as_ref()?.slab.get(record.group())
+        self.groups.as_ref()?.get(record.group())
+    }
+
+    /// How many live sessions the user of this anchor has. The order has been advanced to `now`.
+    fn live_sessions(&self, anchor: Record<'_>, now: Timestamp) -> usize {
+        if self.indexes.is_none() {
+            let of_user = self.few().filter(|(_, it)| it.user() == anchor.user());
+            return of_user.filter(|(_, it)| it.is_live(now)).count();
+        }
+        match self.group(anchor) {
+            Some(group) => group.len() - group.expired(now),
+            None => usize::from(anchor.is_live(now)),
+        }
     }
 
     /// Where the search for a user begins. What it looks at first is asked for.
@@ -408,28 +345,67 @@ impl Members {
             return self.few().filter(|(_, record)| record.user() == user).count();
         }
         let anchor = self.anchor_by(trail, user).and_then(|anchor| self.record(anchor));
-        anchor.map_or(0, |anchor| self.group(anchor).map_or(1, |group| group.sessions.len()))
+        anchor.map_or(0, |anchor| self.group(anchor).map_or(1, Group::len))
     }
 
-    /// One of the user's sessions by its place among them. Ending it changes the places of those
-    /// behind it only.
-    pub fn nth_session(&self, user: &[u8], n: usize) -> Option<u32> {
+    /// The sessions of a user, newest first, each by what [`Self::find_print`] finds it by: their numbers
+    /// change as some of them end. Only those that have expired at `expired_at`, where that is given.
+    pub fn prints_of(&self, user: &[u8], expired_at: Option<Timestamp>) -> Vec<Print> {
+        let is_asked_for =
+            |record: &Record<'_>| expired_at.is_none_or(|now| !record.lease().is_live(now));
+        let print = |record: Record<'_>| {
+            Trail::default().print(record.user(), record.session())
+        };
         if self.indexes.is_none() {
-            let mut of_user = self.few().filter(|(_, record)| record.user() == user);
-            return of_user.nth(n).map(|(id, _)| id);
+            let of_user = self.few().map(|(_, record)| record);
+            let of_user = of_user.filter(|record| record.user() == user && is_asked_for(record));
+            let mut prints: Vec<Print> = of_user.map(print).collect();
+            prints.reverse();
+            return prints;
         }
-        let anchor = self.anchor(user)?;
-        match self.record(anchor).and_then(|anchor| self.group(anchor)) {
-            Some(group) => group.sessions.get(n).copied(),
-            None => (n == 0).then_some(anchor),
+        let Some(id) = self.anchor(user) else { return Vec::new() };
+        let Some(group) = self.record(id).and_then(|anchor| self.group(anchor)) else {
+            let alone = self.record(id).filter(is_asked_for);
+            return alone.and_then(|_| self.blocks.print(id)).into_iter().collect();
+        };
+        let is_lease_asked_for = |id: &u32| {
+            let lease = self.lease(*id);
+            expired_at.is_none_or(|now| lease.is_some_and(|lease| !lease.is_live(now)))
+        };
+        let ids = group.sessions().rev().filter(is_lease_asked_for);
+        ids.filter_map(|id| self.blocks.print(id)).collect()
+    }
+
+    /// The session that has this print.
+    pub fn find_print(&self, print: Print) -> Option<u32> {
+        let Some(indexes) = &self.indexes else {
+            let mut few = self.few();
+            let is_it = |record: Record<'_>| {
+                Trail::default().print(record.user(), record.session()) == print
+            };
+            return few.find(|(_, record)| is_it(*record)).map(|(id, _)| id);
+        };
+        let is_it = |id: u32| self.blocks.print(id) == Some(print);
+        indexes.by_user.find(print.first, is_it).or_else(|| indexes.by_session.find(print.both, is_it))
+    }
+
+    /// Whether a session of the user has expired at `now`, to which the order has been advanced.
+    pub fn has_expired(&self, trail: &Trail, user: &[u8], now: Timestamp) -> bool {
+        if self.indexes.is_none() {
+            return self.few().any(|(_, it)| !it.is_live(now) && it.user() == user);
         }
+        let anchor = self.anchor_by(trail, user).and_then(|anchor| self.record(anchor));
+        anchor.is_some_and(|anchor| match self.group(anchor) {
+            Some(group) => group.expired(now) > 0,
+            None => !anchor.is_live(now),
+        })
     }
 
     /// The user who has this anchor, or none where it is not one or nothing of the user is live.
     fn user_at(&self, id: u32, now: Timestamp) -> Option<User<'_>> {
         let anchor = self.record(id)?;
         let user = User { members: self, anchor, now };
-        (self.is_anchor(id, anchor) && user.sessions().next().is_some()).then_some(user)
+        (self.is_anchor(id, anchor) && user.live_sessions() > 0).then_some(user)
     }
 
     /// A user who is online at `now`.
@@ -442,9 +418,31 @@ impl Members {
         self.user_at(self.anchor_by(trail, user)?, now)
     }
 
-    /// Everybody who is online at `now`.
+    /// Everybody who is online at `now`. Costs no more where most of the sessions have expired.
     pub fn online(&self, now: Timestamp) -> impl Iterator<Item = User<'_>> {
-        self.blocks.iter().filter_map(move |(id, _)| self.user_at(id, now))
+        let expired = self.indexes.as_ref().map_or(0, |it| it.leases.ending.expired(now).1);
+        let most_expired = expired * 2 > self.sessions();
+        let by_lease = self.indexes.iter().filter(move |_| most_expired);
+        let by_lease = by_lease.flat_map(move |indexes| indexes.leases.live(now));
+        let by_lease = by_lease.filter_map(move |id| self.user_by_first_live(id, now));
+        let all = (!most_expired).then(|| self.blocks.iter()).into_iter().flatten();
+        all.filter_map(move |(id, _)| self.user_at(id, now)).chain(by_lease)
+    }
+
+    /// The user who has this live session, if it is the oldest live one.
+    fn user_by_first_live(&self, id: u32, now: Timestamp) -> Option<User<'_>> {
+        let record = self.record(id).filter(|record| record.is_live(now))?;
+        let anchor = match self.group(record) {
+            None => record,
+            Some(group) => {
+                let is_live = |id: &u32| self.lease(*id).is_some_and(|lease| lease.is_live(now));
+                if group.sessions().find(is_live) != Some(id) {
+                    return None;
+                }
+                self.record(group.anchor()?)?
+            }
+        };
+        Some(User { members: self, anchor, now })
     }
 
     /// Everybody who is here with their hashes, in the order of these, from one on.
@@ -481,7 +479,8 @@ impl Members {
         now: Timestamp,
         fetch: Fetch,
     ) -> (Vec<User<'_>>, Option<u32>) {
-        if from == 0 && self.users() <= count {
+        let (expired, _) = self.expired(now);
+        if from == 0 && self.users() - expired <= count {
             // All fit: as they lie is the quicker way, and in a small space the order of coming.
             return (self.online(now).collect(), None);
         }
@@ -568,9 +567,8 @@ impl Members {
             let (number, made) = self.group_of(anchor.unwrap_or(id), since);
             if let Some(anchor) = anchor {
                 to_file[0] = made.then_some(anchor);
-                if let Some(groups) = &mut self.groups {
-                    groups.push(number, id);
-                }
+                let changed = self.groups.as_mut().and_then(|groups| groups.push(number, id));
+                self.recount(changed);
             }
             self.set_group(id, number);
             to_file[1] = Some(id);
@@ -585,7 +583,7 @@ impl Members {
                 let hash = session_hash(blocks, id);
                 indexes.by_session.insert(hash, id, |other| session_hash(blocks, other));
             }
-            indexes.leases.push(new.lease().until(), id, &mut self.blocks);
+            indexes.leases.insert(id, new.lease().plain(), &mut self.blocks);
         }
         anchor.is_none()
     }
@@ -598,15 +596,71 @@ impl Members {
 
     /// The group of the user whose anchor this is, and whether it had to be made.
     fn group_of(&mut self, anchor: u32, since: Option<Timestamp>) -> (u32, bool) {
-        let Some(mut record) = self.blocks.get_mut(anchor) else { return (NONE, false) };
-        if record.read().group() != NONE {
-            return (record.read().group(), false);
+        let Some(record) = self.record(anchor) else { return (NONE, false) };
+        if record.group() != NONE {
+            return (record.group(), false);
         }
-        let joined_at = since.unwrap_or(record.read().joined_at());
-        let group = Group { joined_at, sessions: vec![anchor] };
-        let group = self.groups.get_or_insert_default().insert(group);
-        record.set_group(group);
+        let joined_at = since.unwrap_or(record.joined_at());
+        let ending = record.lease().is_ending().then_some(record.lease().until());
+        let groups = self.groups.get_or_insert_default();
+        let group = groups.insert(Group::new(joined_at, anchor));
+        self.set_group(anchor, group);
+        if let Some(at) = ending {
+            // The user of a session alone is counted where it ends; that of a group counts the group.
+            self.uncount_user(at);
+            let changed = self.groups.as_mut().and_then(|groups| groups.add_ending(group, at));
+            self.recount(changed);
+        }
         (group, true)
+    }
+
+    /// A user is no longer counted in this bucket.
+    fn uncount_user(&mut self, at: Timestamp) {
+        if let Some(indexes) = &mut self.indexes {
+            indexes.leases.ending.take_user(at);
+        }
+    }
+
+    /// A user is counted in another bucket than before, if the group says so.
+    fn recount(&mut self, changed: Option<Changed>) {
+        let recounted = changed.and_then(|changed| changed.recounted);
+        let Some(((before, now), indexes)) = recounted.zip(self.indexes.as_mut()) else { return };
+        if let Some(at) = now {
+            indexes.leases.ending.add_user(at);
+        }
+        if let Some(at) = before {
+            indexes.leases.ending.take_user(at);
+        }
+    }
+
+    /// Moves a pending session to the bucket of its lease.
+    fn move_to_ending(&mut self, id: u32) {
+        let Some((group, lease)) = self.record(id).map(|it| (it.group(), it.lease())) else { return };
+        let Some(indexes) = &mut self.indexes else { return };
+        indexes.leases.move_to_ending(id, lease, &mut self.blocks);
+        if group == NONE {
+            indexes.leases.ending.add_user(lease.until());
+        } else {
+            let groups = self.groups.as_mut();
+            let changed = groups.and_then(|groups| groups.add_ending(group, lease.until()));
+            self.recount(changed);
+        }
+    }
+
+    /// A session that was in the bucket of this lease is pending again, under the lease that it has now.
+    fn leave_ending(&mut self, id: u32, before: Lease) {
+        let Some((group, lease)) = self.record(id).map(|it| (it.group(), it.lease())) else { return };
+        if group == NONE {
+            self.uncount_user(before.until());
+        } else {
+            let groups = self.groups.as_mut();
+            let changed = groups.and_then(|groups| groups.take_ending(group, before.until()));
+            self.recount(changed);
+        }
+        if let Some(indexes) = &mut self.indexes {
+            indexes.leases.remove(id, before, &mut self.blocks);
+            indexes.leases.insert(id, lease, &mut self.blocks);
+        }
     }
 
     /// Begins to use indexes, or ceases to.
@@ -618,8 +672,8 @@ impl Members {
                 None => {
                     self.insert(&Trail::default(), anchor, old.since(anchor));
                 }
-                Some(group) if group.sessions.first() == Some(&id) => {
-                    for record in group.sessions.iter().filter_map(|id| old.record(*id)) {
+                Some(group) if group.anchor() == Some(id) => {
+                    for record in group.sessions().filter_map(|id| old.record(id)) {
                         self.insert(&Trail::default(), record, group.joined_at);
                     }
                 }
@@ -631,14 +685,12 @@ impl Members {
     /// The session that had the number `old` has the number `new`: tells all who know it.
     fn renumber(&mut self, old: u32, new: u32) {
         let Some(record) = self.blocks.get(new) else { return };
-        let (group, filed) = (record.group(), record.filed());
+        let group = record.group();
         let (mut is_anchor, mut in_group) = (true, false);
-        if let Some(group) = self.groups.as_mut().and_then(|groups| groups.slab.get_mut(group)) {
-            is_anchor = group.sessions.first() == Some(&old);
+        if let Some(groups) = self.groups.as_mut().filter(|groups| groups.get(group).is_some()) {
+            is_anchor = groups.get(group).and_then(Group::anchor) == Some(old);
             in_group = true;
-            if let Some(at) = group.sessions.iter_mut().find(|id| **id == old) {
-                *at = new;
-            }
+            groups.rename(group, old, new);
         }
         let Some(indexes) = &mut self.indexes else { return };
         if is_anchor {
@@ -647,7 +699,7 @@ impl Members {
         if in_group {
             indexes.by_session.replace(session_hash(&self.blocks, new), old, new);
         }
-        indexes.leases.rename(filed, new, &mut self.blocks);
+        indexes.leases.rename(new, &mut self.blocks);
     }
 
     /// Takes a block away that nothing refers to any more.
@@ -680,11 +732,23 @@ impl Members {
             return self.remove_of_few(id);
         }
         let gone = self.record(id)?;
-        let (removed, group, filed) = (Packed::from(gone), gone.group(), gone.filed());
-        let of_group = self.groups.as_mut().and_then(|groups| groups.take(group, id));
-        let (is_anchor, heir) = of_group.unwrap_or((true, None));
+        let (removed, group, lease) = (Packed::from(gone), gone.group(), gone.lease());
+        let ending = lease.is_ending().then_some(lease.until());
+        let taken = self.groups.as_mut().and_then(|groups| groups.take(group, id, ending));
+        let (is_anchor, heir) = match taken {
+            Some(taken) => {
+                self.recount(Some(taken.changed));
+                (taken.was_anchor, taken.heir)
+            }
+            None => {
+                if let Some(at) = ending {
+                    self.uncount_user(at);
+                }
+                (true, None)
+            }
+        };
         if let Some(indexes) = &mut self.indexes {
-            indexes.leases.remove(filed, &mut self.blocks);
+            indexes.leases.remove(id, lease, &mut self.blocks);
             let blocks = &self.blocks;
             if group != NONE {
                 let hash = session_hash(blocks, id);
@@ -701,7 +765,7 @@ impl Members {
                 }
             }
         }
-        if self.groups.as_ref().is_some_and(|groups| groups.slab.len() == 0) {
+        if self.groups.as_ref().is_some_and(|groups| groups.len() == 0) {
             self.groups = None;
         }
         self.free(id);
@@ -714,16 +778,16 @@ impl Members {
         Some((removed, heir.is_none()))
     }
 
-    /// Writes a lease. The order is touched only where the lease is now earlier than it says.
+    /// Writes a lease. The order is touched only where the lease is now earlier than it says, or was about
+    /// to end.
     pub fn set_lease(&mut self, id: u32, lease: Timestamp, lingering: bool) {
-        let before = self.blocks.set_lease(id, Lease::new(lease, lingering));
-        if before.is_none_or(|before| lease >= before.until()) {
-            return;
-        }
-        let filed = self.record(id).map_or(NONE, Record::filed);
-        if let Some(indexes) = &mut self.indexes {
-            if indexes.leases.due_at(filed).is_some_and(|due| lease < due) {
-                indexes.leases.refile(filed, lease, &mut self.blocks);
+        let lease = Lease::new(lease, lingering);
+        let Some(before) = self.blocks.set_lease(id, lease) else { return };
+        if before.is_ending() {
+            self.leave_ending(id, before);
+        } else if lease.until() < before.until() {
+            if let Some(indexes) = &mut self.indexes {
+                indexes.leases.shorten(id, lease, &mut self.blocks);
             }
         }
     }
@@ -741,12 +805,15 @@ impl Members {
         if self.blocks.replace(id, changed) {
             return id;
         }
-        let (group, filed) = self.record(id).map_or((NONE, NONE), |old| (old.group(), old.filed()));
+        let Some(old) = self.record(id) else { return id };
+        let (group, filed, lease) = (old.group(), old.filed(), old.lease());
         let print = || Trail::default().print(changed.user(), changed.session());
         let new = self.blocks.insert(changed, changed.joined_at(), print);
         if let Some(mut record) = self.blocks.get_mut(new) {
             record.note(group, filed);
         }
+        // With the mark of one that is in a bucket.
+        self.blocks.set_lease(new, lease);
         self.renumber(id, new);
         self.free(id);
         new
@@ -754,66 +821,97 @@ impl Members {
 
     /// Every lease becomes at least `until`.
     pub fn extend_all(&mut self, until: Timestamp) {
+        if let Some(indexes) = &mut self.indexes {
+            indexes.leases.clear_ending(&mut self.blocks);
+        }
+        if let Some(groups) = &mut self.groups {
+            groups.clear_ending();
+        }
         self.blocks.change_leases(|lease| match lease.until() < until {
             true => Lease::new(until, lease.is_lingering()),
             false => lease,
         });
     }
 
-    /// No lease ends before this moment; there may be none that ends at it. None where nobody is
-    /// here.
-    pub fn next_lease(&self) -> Option<Timestamp> {
+    /// The moment from which a sweep may find something to do: no lease ends before it. None where nobody
+    /// is here.
+    pub fn next_due(&self) -> Option<Timestamp> {
         match &self.indexes {
-            Some(indexes) => indexes.leases.peek().map(|(due, _)| due),
+            Some(indexes) => indexes.leases.next_due(),
             None => self.blocks.iter().map(|(_, record)| record.lease().until()).min(),
         }
     }
 
-    /// A session whose lease is over at `now`, filing again what turns out to have been renewed.
-    /// Gives up, with `Err`, when `may_go_on` says so.
-    pub fn next_lapsed(
+    /// Moves all sessions whose leases end by `horizon` to their buckets. Gives up, with `Err`, when
+    /// `may_go_on` says so.
+    fn sort_ending(
+        &mut self,
+        horizon: Timestamp,
+        may_go_on: &mut impl FnMut() -> bool,
+    ) -> Result<(), OutOfTime> {
+        loop {
+            let Some(indexes) = &mut self.indexes else { return Ok(()) };
+            let Some(id) = indexes.leases.next_pending(horizon) else { return Ok(()) };
+            if !may_go_on() {
+                return Err(OutOfTime);
+            }
+            let Some(lease) = self.blocks.lease(id) else { return Ok(()) };
+            if lease.until() > horizon {
+                indexes.leases.update(id, lease, &mut self.blocks);
+            } else {
+                self.move_to_ending(id);
+            }
+        }
+    }
+
+    /// Brings the order to `now`: what is asked about that moment is then known.
+    pub fn advance(&mut self, now: Timestamp) {
+        if self.indexes.is_none() {
+            return;
+        }
+        let _ = self.sort_ending(now, &mut || true);
+        if let Some(indexes) = &mut self.indexes {
+            indexes.leases.sum_up(now);
+        }
+    }
+
+    /// Does in advance what the next moments will need. Gives up, with `Err`, when `may_go_on` says so.
+    pub fn look_ahead(
+        &mut self,
+        now: Timestamp,
+        may_go_on: &mut impl FnMut() -> bool,
+    ) -> Result<(), OutOfTime> {
+        self.sort_ending(now.saturating_add(LOOKAHEAD_MS), may_go_on)
+    }
+
+    /// A session that has expired at `now`. Gives up, with `Err`, when `may_go_on` says so.
+    pub fn next_expired(
         &mut self,
         now: Timestamp,
         may_go_on: &mut impl FnMut() -> bool,
     ) -> Result<Option<u32>, OutOfTime> {
-        let Some(indexes) = &mut self.indexes else {
+        if self.indexes.is_none() {
             let mut blocks = self.blocks.iter();
             return Ok(blocks.find(|(_, record)| !record.is_live(now)).map(|(id, _)| id));
-        };
-        while let Some((due, id)) = indexes.leases.peek() {
-            if due > now {
-                break;
-            }
-            let Some(record) = self.blocks.get(id) else { break };
-            if !record.is_live(now) {
-                return Ok(Some(id));
-            }
-            if !may_go_on() {
-                return Err(OutOfTime);
-            }
-            let (filed, lease) = (record.filed(), record.lease().until());
-            indexes.leases.refile(filed, lease, &mut self.blocks);
         }
-        Ok(None)
+        self.sort_ending(now, may_go_on)?;
+        let first = self.indexes.as_ref().and_then(|indexes| indexes.leases.ending.first());
+        Ok(first.filter(|(at, _)| *at <= now).map(|(_, id)| id))
     }
 
-    /// How many users and sessions are here whose leases are over at `now`. Looks only at those
-    /// and at what the order files too early, so it costs nothing while the sweep keeps up.
-    pub fn lapsed(&self, now: Timestamp) -> (usize, usize) {
+    /// How many users and sessions are here that have expired at `now`, to which the order has been
+    /// advanced.
+    pub fn expired(&self, now: Timestamp) -> (usize, usize) {
+        if let Some(indexes) = &self.indexes {
+            debug_assert!(indexes.leases.next_pending(now).is_none(), "advance comes first");
+            return indexes.leases.ending.expired(now);
+        }
         let (mut users, mut sessions) = (0, 0);
-        let mut look = |id: u32| {
-            let Some(record) = self.record(id).filter(|record| !record.is_live(now)) else {
-                return;
-            };
-            sessions += 1;
+        for (id, record) in self.few() {
+            sessions += usize::from(!record.is_live(now));
             // Counted once, at the anchor.
-            let user = User { members: self, anchor: record, now };
-            let gone = self.is_anchor(id, record) && user.sessions().next().is_none();
-            users += usize::from(gone);
-        };
-        match &self.indexes {
-            Some(indexes) => indexes.leases.for_each_due(now, look),
-            None => self.blocks.iter().for_each(|(id, _)| look(id)),
+            let is_gone = self.is_anchor(id, record) && self.live_sessions(record, now) == 0;
+            users += usize::from(is_gone);
         }
         (users, sessions)
     }

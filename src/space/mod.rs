@@ -10,8 +10,10 @@
 mod churn;
 mod effect;
 mod event;
+mod group;
 mod history;
 mod kept;
+mod lease_order;
 mod members;
 #[cfg(test)]
 mod model;
@@ -38,7 +40,7 @@ pub type Text<'a> = Option<&'a str>;
 pub const MAX_NAME_BYTES: usize = 512;
 /// No time and no sequence number is later than this: sums of two cannot overflow, and both fit
 /// the signed integers of replies.
-pub const MAX_TIMESTAMP: u64 = 1 << 62;
+pub const MAX_TIMESTAMP: u64 = (1 << 62) - 1;
 
 /// At most so many leaves of lapsed sessions are told by who closes a space.
 const LEAVES_BEFORE_CLOSE: usize = 4096;
@@ -166,9 +168,15 @@ impl Space {
         self.is_closed() && self.closed_until <= now
     }
 
-    /// Users online and live sessions at `now`.
+    /// Brings the order by lease to `now`. Whoever reads the space calls it first.
+    pub fn advance(&mut self, now: Timestamp) {
+        self.members.advance(now);
+    }
+
+    /// Users online and live sessions at `now`, to which the space has been advanced. Takes constant time,
+    /// however many sessions have expired and not been ended yet.
     pub fn counts(&self, now: Timestamp) -> (usize, usize) {
-        let (users, sessions) = self.members.lapsed(now);
+        let (users, sessions) = self.members.expired(now);
         (self.members.users() - users, self.members.sessions() - sessions)
     }
 
@@ -206,7 +214,7 @@ impl Space {
             self.members.trails(names, true, fetch, &mut trails);
             counts.extend(some.iter().zip(&trails).map(|(user, trail)| {
                 let user = self.members.user_by(trail, user.as_bytes(), now);
-                user.map_or(0, |user| user.sessions().count())
+                user.map_or(0, |user| user.live_sessions())
             }));
         }
         counts
@@ -274,7 +282,7 @@ impl Space {
         if self.is_closed() {
             return self.closed_until;
         }
-        let lease = self.members.next_lease();
+        let lease = self.members.next_due();
         let history = self.history().and_then(|history| history.ends_at(retention));
         lease.into_iter().chain(history).min().unwrap_or(0)
     }
@@ -444,9 +452,12 @@ impl Space {
 
     /// Records the end of those of a user's sessions whose leases are over.
     fn end_lapsed<S: Sink>(&mut self, at: At, trail: &Trail, user: &str, sink: &mut S) {
-        // From the last on: ending one leaves the places of those before it alone.
-        for n in (0..self.members.sessions_of(trail, user.as_bytes())).rev() {
-            if let Some(id) = self.members.nth_session(user.as_bytes(), n) {
+        self.members.advance(at.now);
+        if !self.members.has_expired(trail, user.as_bytes(), at.now) {
+            return;
+        }
+        for print in self.members.prints_of(user.as_bytes(), Some(at.now)) {
+            if let Some(id) = self.members.find_print(print) {
                 self.end_if_lapsed(at, id, sink);
             }
         }
@@ -463,7 +474,7 @@ impl Space {
 
     /// Whether sessions that are not there yet may come in; `new` names them.
     fn admit(
-        &self,
+        &mut self,
         at: At,
         new: &[(&str, &str)],
         has_memory: impl FnOnce() -> bool,
@@ -476,10 +487,11 @@ impl Space {
             sorted.to_mut().sort_unstable();
             sorted.to_mut().dedup();
         }
+        self.members.advance(at.now);
         let mut new_users = 0;
         for of_user in sorted.chunk_by(|a, b| a.0 == b.0) {
             let user = of_user.first().map_or("", |(user, _)| user);
-            let live = self.user(user, at.now).map_or(0, |user| user.sessions().count());
+            let live = self.user(user, at.now).map_or(0, |user| user.live_sessions());
             if (live + of_user.len()) as u64 > at.limits.sessions_per_user {
                 return Err(Refusal::SessionsPerUser);
             }
@@ -567,7 +579,48 @@ impl Space {
         Ok(Some(usize::from(self.come(at, trail, (user, session), lease, meta, sink))))
     }
 
-    /// The same for many sessions, all or none. Returns how many users came online.
+    /// The number of each of these sessions that is live.
+    fn find_live(
+        &self,
+        sessions: &[(&str, &str)],
+        now: Timestamp,
+        fetch: Fetch,
+    ) -> Vec<Option<u32>> {
+        let mut trails = Vec::with_capacity(AT_ONCE);
+        let mut found = Vec::with_capacity(sessions.len());
+        for some in sessions.chunks(AT_ONCE) {
+            let users = some.iter().map(|(user, _)| user.as_bytes());
+            self.members.trails(users, false, fetch, &mut trails);
+            found.extend(some.iter().zip(&trails).map(|(who, trail)| self.live(trail, *who, now)));
+        }
+        found
+    }
+
+    /// Renews the leases of those of these sessions that are live, and leaves the others out. Returns the
+    /// positions, from 0, of those that are left out.
+    pub fn renew_many<S: Sink>(
+        &mut self,
+        at: At,
+        sessions: &[(&str, &str)],
+        lease: Timestamp,
+        fetch: Fetch,
+        sink: &mut S,
+    ) -> Result<Vec<usize>, Refusal> {
+        if self.is_closed() {
+            return Err(Refusal::Closed);
+        }
+        let found = self.find_live(sessions, at.now, fetch);
+        let mut left_out = Vec::new();
+        for (position, (who, id)) in sessions.iter().zip(found).enumerate() {
+            match id {
+                Some(id) => self.set_lease(id, *who, lease, false, sink),
+                None => left_out.push(position),
+            }
+        }
+        Ok(left_out)
+    }
+
+    /// Says that many sessions are alive until `lease`, all or none. Returns how many users came online.
     pub fn online_many<S: Sink>(
         &mut self,
         at: At,
@@ -580,15 +633,7 @@ impl Space {
         if self.is_closed() {
             return Err(Refusal::Closed);
         }
-        let mut trails = Vec::with_capacity(AT_ONCE);
-        let mut places = Vec::with_capacity(sessions.len());
-        for some in sessions.chunks(AT_ONCE) {
-            let users = some.iter().map(|(user, _)| user.as_bytes());
-            self.members.trails(users, false, fetch, &mut trails);
-            places.extend(
-                some.iter().zip(&trails).map(|(who, trail)| self.live(trail, *who, at.now)),
-            );
-        }
+        let places = self.find_live(sessions, at.now, fetch);
         let new: Vec<(&str, &str)> = sessions
             .iter()
             .zip(&places)
@@ -631,22 +676,20 @@ impl Space {
     ) -> usize {
         let trail = self.members.trail(user.as_bytes(), |_| {});
         self.end_lapsed(at, &trail, user, sink);
-        let count = match session {
-            Some(session) => {
-                usize::from(self.members.find(user.as_bytes(), session.as_bytes()).is_some())
+        let mut was_here = false;
+        if let Some(session) = session {
+            if let Some(id) = self.members.find(user.as_bytes(), session.as_bytes()) {
+                was_here = true;
+                self.end_or_linger(at, id, linger, sink);
             }
-            None => self.members.sessions_of(&trail, user.as_bytes()),
-        };
-        for n in (0..count).rev() {
-            let id = match session {
-                Some(session) => self.members.find(user.as_bytes(), session.as_bytes()),
-                None => self.members.nth_session(user.as_bytes(), n),
-            };
-            if let Some(id) = id {
+        } else {
+            for print in self.members.prints_of(user.as_bytes(), None) {
+                let Some(id) = self.members.find_print(print) else { continue };
+                was_here = true;
                 self.end_or_linger(at, id, linger, sink);
             }
         }
-        usize::from(count > 0 && self.members.anchor(user.as_bytes()).is_none())
+        usize::from(was_here && self.members.anchor(user.as_bytes()).is_none())
     }
 
     fn end_or_linger<S: Sink>(&mut self, at: At, id: u32, linger: u64, sink: &mut S) {
@@ -683,7 +726,7 @@ impl Space {
         // Who lapsed before has left before. Should a sweep be far behind, the rest goes with the
         // close: a million leaves are not told in one go.
         for _ in 0..LEAVES_BEFORE_CLOSE {
-            match self.members.next_lapsed(at.now, &mut || true) {
+            match self.members.next_expired(at.now, &mut || true) {
                 Ok(Some(id)) => self.end_if_lapsed(at, id, sink),
                 _ => break,
             }
@@ -702,7 +745,7 @@ impl Space {
     ) -> Swept {
         let mut ended = 0;
         loop {
-            match self.members.next_lapsed(at.now, may_go_on) {
+            match self.members.next_expired(at.now, may_go_on) {
                 Ok(Some(id)) => {
                     self.end_if_lapsed(at, id, sink);
                     ended += 1;
@@ -718,13 +761,13 @@ impl Space {
         if self.history.is_some() && self.kept_events(at.now, at.limits.retention) == 0 {
             self.trim(0, sink);
         }
-        Swept { ended, more: false }
+        Swept { ended, more: !self.tidy(at.now, may_go_on) }
     }
 
-    /// Brings the order by lease up to date without ending anything, for as long as `may_go_on`:
-    /// the part of a sweep that a replica does. Returns whether there was time for all of it.
+    /// Sorts the leases that end soon, for as long as `may_go_on`: the part of a sweep that ends nothing.
+    /// Returns whether there was time for all of it.
     pub fn tidy(&mut self, now: Timestamp, may_go_on: &mut impl FnMut() -> bool) -> bool {
-        self.members.next_lapsed(now, may_go_on).is_ok()
+        self.members.look_ahead(now, may_go_on).is_ok()
     }
 
     // ---- what is replayed ----------------------------------------------------------------

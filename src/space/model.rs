@@ -41,16 +41,21 @@ fn who() -> impl Strategy<Value = (usize, usize)> {
     (0..12usize, 0..4usize)
 }
 
+/// Leases that end soon, and leases that end after the time that is looked ahead.
+fn ttl() -> impl Strategy<Value = u64> {
+    prop_oneof![5 => 1..50u64, 1 => 900..2500u64]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        8 => (who(), 1..50u64, prop::option::of(prop::option::of(0..3u8)), 0..6u8)
+        8 => (who(), ttl(), prop::option::of(prop::option::of(0..3u8)), 0..6u8)
             .prop_map(|(who, ttl, meta, condition)| Op::Online { who, ttl, meta, condition }),
-        3 => (prop::collection::vec(who(), 1..20), 1..50u64)
+        3 => (prop::collection::vec(who(), 1..20), ttl())
             .prop_map(|(who, ttl)| Op::OnlineMany { who, ttl }),
         3 => (0..12usize, prop::option::of(0..4usize), prop_oneof![3 => Just(0u64), 1 => 1..30u64])
             .prop_map(|(user, session, linger)| Op::Offline { user, session, linger }),
         1 => (0..12usize).prop_map(|user| Op::Message { user }),
-        5 => (0..25u64).prop_map(Op::Wait),
+        5 => prop_oneof![6 => 0..25u64, 1 => 500..1500u64].prop_map(Op::Wait),
         3 => (0..30usize).prop_map(|steps| Op::Sweep { steps }),
         1 => (1..40u64).prop_map(|by| Op::Grace { by }),
         1 => Just(Op::Reload),
@@ -192,7 +197,8 @@ pub fn reload(space: &Space) -> Space {
 }
 
 /// Everything that can be read of the space is what the model says, at the present moment.
-fn compare(space: &Space, model: &Model, now: u64) {
+fn compare(space: &mut Space, model: &Model, now: u64) {
+    space.advance(now);
     let mut live: BTreeMap<String, BTreeMap<String, &ModelSession>> = BTreeMap::new();
     for ((user, session), state) in &model.sessions {
         if state.lease > now {
@@ -436,8 +442,11 @@ proptest! {
                 prop_assert_eq!(&echo.batch, &heard.batch);
             }
             prop_assert_eq!(dump(&space), dump(&replica));
-            compare(&space, &model, now);
-            compare(&replica, &model, now);
+            compare(&mut space, &model, now);
+            compare(&mut replica, &model, now);
+            // A clock that is set back by a little, and set right again.
+            compare(&mut space, &model, now - 7);
+            compare(&mut space, &model, now);
             // No lease ends before the space says that there may be something to do.
             if let Some(first) = model.sessions.values().map(|state| state.lease).min() {
                 prop_assert!(space.next_due(RETENTION) <= first);
@@ -454,7 +463,7 @@ proptest! {
             }
         }
         // In the end everybody lapses, and then nothing is left of the space.
-        now += 1000;
+        now += 3000;
         let at = At { space: b"lobby", now, limits };
         let swept = space.sweep(at, &mut Silent, &mut || true);
         prop_assert!(!swept.more);
@@ -533,8 +542,13 @@ fn a_renewal_moves_nothing_and_memory_stays() {
     }
     assert_eq!(space.heap_bytes(), before);
     assert_eq!(space.next_due(RETENTION), 61, "the order has not been touched");
-    assert_eq!(space.counts(30_010), (20_000, 20_000));
-    assert_eq!(space.counts(30_011), (0, 0));
+    let counts_at = |space: &mut Space, now| {
+        space.advance(now);
+        space.counts(now)
+    };
+    assert_eq!(counts_at(&mut space, 30_010), (20_000, 20_000));
+    assert_eq!(counts_at(&mut space, 30_011), (0, 0));
+    assert_eq!(counts_at(&mut space, 30_010), (20_000, 20_000), "the clock was set back");
 }
 
 #[test]
@@ -572,15 +586,147 @@ fn long_lists_find_everybody() {
         };
         assert_eq!(bring(&mut space, 1, &pairs[..stays]), stays);
         let here = |n: usize| usize::from(n < stays);
-        let counts = |space: &Space, now: u64| space.statuses(&users, now, |_| {});
-        assert!(counts(&space, 1).into_iter().eq((0..users.len()).map(here)));
+        let counts = |space: &mut Space, now: u64| {
+            space.advance(now);
+            space.statuses(&users, now, |_| {})
+        };
+        assert!(counts(&mut space, 1).into_iter().eq((0..users.len()).map(here)));
         // Nobody is taken for somebody else: each one's lease is renewed, and nobody comes.
         assert_eq!(bring(&mut space, 500, &pairs[..stays]), 0);
+        assert!(counts(&mut space, 1400).into_iter().eq((0..users.len()).map(here)));
         assert_eq!(space.counts(1400), (stays, stays));
-        assert!(counts(&space, 1400).into_iter().eq((0..users.len()).map(here)));
         // Half of them, and some who are new.
         assert_eq!(bring(&mut space, 600, &pairs[stays / 2..]), 70);
         assert_eq!(space.stored(), (stays + 70, stays + 70));
+        space.advance(1550);
         assert_eq!(space.counts(1550), (stays + 70 - stays / 2, stays + 70 - stays / 2));
+    }
+}
+
+/// Users with hundreds of sessions against a map from sessions to leases: what a group counts is what a look
+/// at all of them would count, in whatever order they come, are renewed, expire and go.
+mod many_sessions {
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Online { user: usize, from: usize, count: usize, ttl: u64 },
+        Renew { user: usize, from: usize, count: usize, ttl: u64 },
+        Offline { user: usize, session: Option<usize>, linger: u64 },
+        Wait(u64),
+        Sweep(usize),
+        Grace(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let list = || (0..3usize, 0..90usize, 1..60usize, super::ttl());
+        prop_oneof![
+            4 => list().prop_map(|(user, from, count, ttl)| Step::Online { user, from, count, ttl }),
+            2 => list().prop_map(|(user, from, count, ttl)| Step::Renew { user, from, count, ttl }),
+            1 => (0..3usize, prop::option::weighted(0.8, 0..150usize), prop_oneof![Just(0u64), 1..40u64])
+                .prop_map(|(user, session, linger)| Step::Offline { user, session, linger }),
+            3 => prop_oneof![6 => 0..25u64, 1 => 500..1500u64].prop_map(Step::Wait),
+            2 => (0..200usize).prop_map(Step::Sweep),
+            1 => (1..40u64).prop_map(Step::Grace),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(150))]
+        #[test]
+        fn are_counted_as_a_look_at_all_would(steps in prop::collection::vec(step(), 1..60)) {
+            let mut now = 1000u64;
+            let mut space = Space::new(1000);
+            let mut model: BTreeMap<(usize, usize), u64> = BTreeMap::new();
+            let names: Vec<String> = (0..150).map(|n| format!("tab{n}")).collect();
+            let users = ["ann", "bob", "cleo"];
+            for step in steps {
+                let at = At { space: b"s", now, limits: limits() };
+                match step {
+                    Step::Wait(by) => now += by,
+                    Step::Online { user, from, count, ttl } => {
+                        let tabs = from..from + count;
+                        let list: Vec<(&str, &str)> =
+                            tabs.clone().map(|tab| (users[user], &*names[tab])).collect();
+                        let came = space.online_many(at, &list, now + ttl, || true, |_| {}, &mut Silent);
+                        let was_here = model.iter().any(|((of, _), lease)| *of == user && *lease > now);
+                        prop_assert_eq!(came, Ok(usize::from(!was_here)));
+                        let is_new = |tab: &usize| model.get(&(user, *tab)).is_none_or(|lease| *lease <= now);
+                        if tabs.clone().any(|tab| is_new(&tab)) {
+                            model.retain(|(of, _), lease| *of != user || *lease > now);
+                        }
+                        model.extend(tabs.map(|tab| ((user, tab), now + ttl)));
+                    }
+                    Step::Renew { user, from, count, ttl } => {
+                        let tabs = from..from + count;
+                        let list: Vec<(&str, &str)> =
+                            tabs.clone().map(|tab| (users[user], &*names[tab])).collect();
+                        let left_out = space.renew_many(at, &list, now + ttl, |_| {}, &mut Silent);
+                        let mut expected = Vec::new();
+                        for (position, tab) in tabs.enumerate() {
+                            match model.get_mut(&(user, tab)).filter(|lease| **lease > now) {
+                                Some(lease) => *lease = now + ttl,
+                                None => expected.push(position),
+                            }
+                        }
+                        prop_assert_eq!(left_out, Ok(expected));
+                    }
+                    Step::Offline { user, session, linger } => {
+                        let tab = session.map(|tab| &*names[tab]);
+                        space.offline(at, users[user], tab, linger, &mut Silent);
+                        model.retain(|(of, _), lease| *of != user || *lease > now);
+                        let is_meant = |(of, tab): &(usize, usize)| {
+                            *of == user && session.is_none_or(|session| session == *tab)
+                        };
+                        if linger == 0 {
+                            model.retain(|key, _| !is_meant(key));
+                        } else {
+                            for (_, lease) in model.iter_mut().filter(|(key, _)| is_meant(key)) {
+                                *lease = (*lease).min(now + linger);
+                            }
+                        }
+                    }
+                    Step::Sweep(mut steps) => {
+                        let mut events = Heard::default();
+                        space.sweep(at, &mut events, &mut || {
+                            steps = steps.saturating_sub(1);
+                            steps > 0
+                        });
+                        let mut left = BTreeSet::new();
+                        space.dump(|effect| {
+                            if let Effect::Session { user, session, .. } = effect {
+                                left.insert((user.to_string(), session.to_string()));
+                            }
+                        });
+                        model.retain(|(user, tab), lease| {
+                            *lease > now || left.contains(&(users[*user].to_owned(), names[*tab].clone()))
+                        });
+                    }
+                    Step::Grace(by) => {
+                        space.grant_grace(now + by, &mut Silent);
+                        model.values_mut().for_each(|lease| *lease = (*lease).max(now + by));
+                    }
+                }
+                prop_assert!(space.members.indexes_are_complete());
+                for now in [now, now - 5, now] {
+                    space.advance(now);
+                    let live = |user| {
+                        model.iter().filter(|((of, _), lease)| *of == user && **lease > now).count()
+                    };
+                    let counts: Vec<usize> = (0..3).map(live).collect();
+                    prop_assert_eq!(space.statuses(&users, now, |_| {}), counts.clone());
+                    let online = counts.iter().filter(|count| **count > 0).count();
+                    prop_assert_eq!(space.counts(now), (online, counts.iter().sum()));
+                    prop_assert_eq!(space.users(now).count(), online);
+                    for user in space.users(now) {
+                        let at = users.iter().position(|name| name.as_bytes() == user.name()).unwrap();
+                        prop_assert_eq!(user.sessions().count(), counts[at]);
+                    }
+                }
+                prop_assert_eq!(space.stored().1, model.len());
+                let copy = space.clone();
+                prop_assert_eq!(dump(&copy), dump(&space));
+            }
+        }
     }
 }

@@ -27,6 +27,7 @@ const NAMES: usize = 18;
 /// Of `user` and of `session`: the length.
 const LENGTH: u16 = (1 << 10) - 1;
 const _: () = assert!(super::MAX_NAME_BYTES <= LENGTH as usize);
+const _: () = assert!(super::MAX_TIMESTAMP < Lease::ENDING);
 /// Of `user`: there is metadata.
 const META: u16 = 1 << 14;
 /// Of `user`: `joined_at` has more than 48 bits.
@@ -47,14 +48,32 @@ pub struct Lease(u64);
 
 impl Lease {
     const LINGERING: u64 = 1 << 63;
+    /// The session is in a bucket of [`super::lease_order::EndingBuckets`]. A lease outside of an index
+    /// never has this mark.
+    const ENDING: u64 = 1 << 62;
 
     /// `until` is at most [`super::MAX_TIMESTAMP`].
     pub fn new(until: Timestamp, lingering: bool) -> Self {
-        Lease(until & !Self::LINGERING | if lingering { Self::LINGERING } else { 0 })
+        let until = until & !(Self::LINGERING | Self::ENDING);
+        Lease(until | if lingering { Self::LINGERING } else { 0 })
     }
 
     pub fn until(self) -> Timestamp {
-        self.0 & !Self::LINGERING
+        self.0 & !(Self::LINGERING | Self::ENDING)
+    }
+
+    /// The same lease, marked.
+    pub fn ending(self) -> Self {
+        Lease(self.0 | Self::ENDING)
+    }
+
+    pub fn is_ending(self) -> bool {
+        self.0 & Self::ENDING != 0
+    }
+
+    /// The same lease without the mark.
+    pub fn plain(self) -> Self {
+        Lease(self.0 & !Self::ENDING)
     }
 
     /// Live at `now`: it ends later than that.
@@ -217,7 +236,8 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Where in the order by lease; without meaning while there is no order.
+    /// Where in the order by lease: a position in the heap, or a slot of a bucket. Without meaning while
+    /// there is no order.
     pub fn filed(self) -> u32 {
         if self.has(NOTED) {
             self.u32_at(FILED)
@@ -257,7 +277,7 @@ impl<'a> Record<'a> {
         let mut copy = RecordMut(to.get_mut(at..).unwrap_or_default());
         copy.set_flag(NOTED, false);
         copy.set_flag(SINCE, since != self.joined_at());
-        copy.set_lease(self.lease);
+        copy.set_lease(self.lease.plain());
     }
 }
 

@@ -1,0 +1,394 @@
+//! The sessions of a user who has several, in an indexed space.
+//!
+//! Layout:
+//! * [`SessionList`] is a list of session numbers, oldest first. Up to [`SHORT`] numbers are searched
+//!   through. A longer list has a map from a number to its position, and a number that is taken out leaves
+//!   an empty position ([`NONE`]) behind. So every operation takes constant time, however long the list is.
+//! * [`Ending`] counts those of the sessions that are in the buckets of [`super::lease_order`], by the
+//!   moment of their end. It tells how many sessions of the user are live, and when the user's last session
+//!   ends, without a look at the sessions.
+//!
+//! Growth: empty positions are removed when they are more than half of the list.
+
+use super::record::NONE;
+use super::Timestamp;
+use crate::collections::Slab;
+use std::collections::{HashMap, VecDeque};
+
+/// Lists up to this length have no map.
+const SHORT: usize = 32;
+
+/// The bytes that a hash map of this capacity has on the heap: a power of two of entries, of which seven
+/// eighths may be used, and a byte of control for each.
+fn map_bytes(map: &HashMap<u32, u32>) -> usize {
+    match map.capacity() {
+        0 => 0,
+        capacity => {
+            let entries = (capacity * 8 / 7).next_power_of_two().max(4);
+            super::allocated(entries * (size_of::<(u32, u32)>() + 1) + 16)
+        }
+    }
+}
+
+/// Numbers of sessions in the order in which they were added.
+#[derive(Clone, Default)]
+struct SessionList {
+    /// Neither the first nor the last position in use is empty.
+    ids: Vec<u32>,
+    /// Empty positions in front.
+    begin: usize,
+    len: usize,
+    /// Where each number is, in a long list.
+    positions: Option<Box<HashMap<u32, u32>>>,
+}
+
+impl SessionList {
+    fn first(&self) -> Option<u32> {
+        self.ids.get(self.begin).copied()
+    }
+
+    fn iter(&self) -> impl DoubleEndedIterator<Item = u32> + '_ {
+        let ids = self.ids.get(self.begin..).unwrap_or_default();
+        ids.iter().copied().filter(|id| *id != NONE)
+    }
+
+    fn position(&self, id: u32) -> Option<usize> {
+        match &self.positions {
+            Some(positions) => positions.get(&id).map(|position| *position as usize),
+            None => self.ids.iter().position(|other| *other == id),
+        }
+    }
+
+    fn push(&mut self, id: u32) {
+        if let Some(positions) = &mut self.positions {
+            positions.insert(id, self.ids.len() as u32);
+        }
+        self.ids.push(id);
+        self.len += 1;
+        if self.positions.is_none() && self.ids.len() > SHORT {
+            self.compact();
+        }
+    }
+
+    fn remove(&mut self, id: u32) {
+        let Some(position) = self.position(id) else { return };
+        self.len -= 1;
+        let Some(positions) = &mut self.positions else {
+            self.ids.remove(position);
+            if self.ids.len() * 4 < self.ids.capacity() {
+                self.ids.shrink_to((self.ids.len() * 2).max(4));
+            }
+            return;
+        };
+        positions.remove(&id);
+        if let Some(entry) = self.ids.get_mut(position) {
+            *entry = NONE;
+        }
+        while self.ids.last() == Some(&NONE) {
+            self.ids.pop();
+        }
+        while self.ids.get(self.begin) == Some(&NONE) {
+            self.begin += 1;
+        }
+        if self.len * 4 < self.ids.capacity() {
+            self.compact();
+        }
+    }
+
+    fn rename(&mut self, old: u32, new: u32) {
+        let Some(position) = self.position(old) else { return };
+        if let Some(entry) = self.ids.get_mut(position) {
+            *entry = new;
+        }
+        if let Some(positions) = &mut self.positions {
+            positions.remove(&old);
+            positions.insert(new, position as u32);
+        }
+    }
+
+    /// Removes the empty positions and gives memory back. A list that is long has its map from here on.
+    fn compact(&mut self) {
+        let mut ids = Vec::with_capacity(self.len * 2);
+        ids.extend(self.iter());
+        let numbered = ids.iter().enumerate().map(|(position, id)| (*id, position as u32));
+        // Half of the bound: a list whose length swings around the bound is not made anew each time.
+        self.positions = (self.len > SHORT / 2).then(|| Box::new(numbered.collect()));
+        (self.ids, self.begin) = (ids, 0);
+    }
+
+    fn heap_bytes(&self) -> usize {
+        let positions = self.positions.as_deref();
+        super::allocated(self.ids.capacity() * size_of::<u32>())
+            + positions.map_or(0, |map| size_of::<HashMap<u32, u32>>() + map_bytes(map))
+    }
+}
+
+/// The sessions of a user that end soon or have ended, by moment.
+#[derive(Clone, Default)]
+struct Ending {
+    counts: VecDeque<(Timestamp, u32)>,
+    total: usize,
+    /// The bucket in which the user is counted: all sessions are in here, and this is the last moment.
+    counted_at: Option<Timestamp>,
+}
+
+impl Ending {
+    fn find(&self, at: Timestamp) -> Result<usize, usize> {
+        self.counts.binary_search_by_key(&at, |(moment, _)| *moment)
+    }
+
+    fn heap_bytes(&self) -> usize {
+        super::allocated(self.counts.capacity() * size_of::<(Timestamp, u32)>())
+    }
+}
+
+/// A user with several sessions.
+#[derive(Clone)]
+pub struct Group {
+    /// When the user came online.
+    pub joined_at: Timestamp,
+    sessions: SessionList,
+    ending: Option<Box<Ending>>,
+}
+
+impl Group {
+    pub fn new(joined_at: Timestamp, first: u32) -> Self {
+        let mut sessions = SessionList::default();
+        sessions.push(first);
+        Group { joined_at, sessions, ending: None }
+    }
+
+    /// Number of sessions, live or not.
+    pub fn len(&self) -> usize {
+        self.sessions.len
+    }
+
+    /// The oldest session, which stands for the user.
+    pub fn anchor(&self) -> Option<u32> {
+        self.sessions.first()
+    }
+
+    /// The sessions, oldest first.
+    pub fn sessions(&self) -> impl DoubleEndedIterator<Item = u32> + '_ {
+        self.sessions.iter()
+    }
+
+    /// How many sessions have expired at `now`, of those in the buckets.
+    pub fn expired(&self, now: Timestamp) -> usize {
+        let counts = self.ending.iter().flat_map(|ending| &ending.counts);
+        counts.take_while(|(at, _)| *at <= now).map(|(_, count)| *count as usize).sum()
+    }
+
+    fn add_ending(&mut self, at: Timestamp) {
+        let ending = self.ending.get_or_insert_default();
+        ending.total += 1;
+        match ending.find(at) {
+            Ok(index) => {
+                if let Some((_, count)) = ending.counts.get_mut(index) {
+                    *count += 1;
+                }
+            }
+            Err(index) => ending.counts.insert(index, (at, 1)),
+        }
+    }
+
+    fn take_ending(&mut self, at: Timestamp) {
+        let Some(ending) = &mut self.ending else { return };
+        let Ok(index) = ending.find(at) else { return };
+        ending.total -= 1;
+        let Some((_, count)) = ending.counts.get_mut(index) else { return };
+        *count -= 1;
+        if *count == 0 {
+            ending.counts.remove(index);
+        }
+    }
+
+    /// Decides in which bucket the user is counted. Returns the bucket of before and the one of now where
+    /// they differ.
+    fn recount(&mut self) -> Option<(Option<Timestamp>, Option<Timestamp>)> {
+        let ending = self.ending.as_mut()?;
+        let all_end = ending.total == self.sessions.len && self.sessions.len > 0;
+        let last = ending.counts.back().map(|(at, _)| *at).filter(|_| all_end);
+        let before = std::mem::replace(&mut ending.counted_at, last);
+        if ending.total == 0 {
+            self.ending = None;
+        }
+        (before != last).then_some((before, last))
+    }
+
+    fn heap_bytes(&self) -> usize {
+        let ending = self.ending.as_deref();
+        self.sessions.heap_bytes()
+            + ending.map_or(0, |ending| size_of::<Ending>() + ending.heap_bytes())
+    }
+}
+
+/// What became of a group.
+pub struct Changed {
+    /// The bucket in which the user was counted, and the one in which the user is counted now, where these
+    /// differ.
+    pub recounted: Option<(Option<Timestamp>, Option<Timestamp>)>,
+}
+
+/// A session was taken out of a group.
+pub struct Taken {
+    pub was_anchor: bool,
+    /// Who is the anchor now; none where this was the last session and the group is gone.
+    pub heir: Option<u32>,
+    pub changed: Changed,
+}
+
+/// The groups of a space.
+#[derive(Default)]
+pub struct Groups {
+    slab: Slab<Group>,
+    /// Sessions that are in a group.
+    sessions: usize,
+    /// Bytes that the groups have on the heap beside the slab.
+    group_bytes: usize,
+}
+
+impl Clone for Groups {
+    /// The lists of a copy have no spare room.
+    fn clone(&self) -> Self {
+        let slab = self.slab.clone();
+        let group_bytes = slab.iter_from(0).map(|(_, group)| group.heap_bytes()).sum();
+        Groups { slab, sessions: self.sessions, group_bytes }
+    }
+}
+
+impl Groups {
+    /// Number of groups.
+    pub fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    /// Sessions that are in a group.
+    pub fn sessions(&self) -> usize {
+        self.sessions
+    }
+
+    pub fn get(&self, group: u32) -> Option<&Group> {
+        self.slab.get(group)
+    }
+
+    pub fn insert(&mut self, group: Group) -> u32 {
+        self.group_bytes += group.heap_bytes();
+        self.sessions += group.len();
+        self.slab.insert(group)
+    }
+
+    fn change<R>(&mut self, group: u32, change: impl FnOnce(&mut Group) -> R) -> Option<R> {
+        let group = self.slab.get_mut(group)?;
+        let (bytes, len) = (group.heap_bytes(), group.len());
+        let result = change(group);
+        self.group_bytes = self.group_bytes + group.heap_bytes() - bytes;
+        self.sessions = self.sessions + group.len() - len;
+        Some(result)
+    }
+
+    /// Adds a session to the end of a group.
+    pub fn push(&mut self, group: u32, id: u32) -> Option<Changed> {
+        self.change(group, |group| {
+            group.sessions.push(id);
+            Changed { recounted: group.recount() }
+        })
+    }
+
+    pub fn rename(&mut self, group: u32, old: u32, new: u32) {
+        self.change(group, |group| group.sessions.rename(old, new));
+    }
+
+    /// A session of the group is in the bucket of `at` from now on.
+    pub fn add_ending(&mut self, group: u32, at: Timestamp) -> Option<Changed> {
+        self.change(group, |group| {
+            group.add_ending(at);
+            Changed { recounted: group.recount() }
+        })
+    }
+
+    /// A session of the group is no longer in the bucket of `at`.
+    pub fn take_ending(&mut self, group: u32, at: Timestamp) -> Option<Changed> {
+        self.change(group, |group| {
+            group.take_ending(at);
+            Changed { recounted: group.recount() }
+        })
+    }
+
+    /// Takes a session out of a group, and the group away if it was the last. `ending` is the bucket that
+    /// the session is in. None where there is no such group.
+    pub fn take(&mut self, group: u32, id: u32, ending: Option<Timestamp>) -> Option<Taken> {
+        let taken = self.change(group, |group| {
+            let was_anchor = group.anchor() == Some(id);
+            if let Some(at) = ending {
+                group.take_ending(at);
+            }
+            group.sessions.remove(id);
+            let changed = Changed { recounted: group.recount() };
+            Taken { was_anchor, heir: group.anchor(), changed }
+        })?;
+        if taken.heir.is_none() {
+            if let Some(gone) = self.slab.remove(group) {
+                self.group_bytes -= gone.heap_bytes();
+            }
+        }
+        Some(taken)
+    }
+
+    /// No session is in a bucket any more.
+    pub fn clear_ending(&mut self) {
+        for group in self.slab.values_mut() {
+            if let Some(ending) = group.ending.take() {
+                self.group_bytes -= size_of::<Ending>() + ending.heap_bytes();
+            }
+        }
+    }
+
+    pub fn heap_bytes(&self) -> usize {
+        self.slab.heap_bytes() + self.group_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// A session list against a plain vector.
+        #[test]
+        fn a_session_list_is_a_list(
+            ops in prop::collection::vec((0..5u8, any::<prop::sample::Index>()), 0..600),
+        ) {
+            let (mut list, mut model) = (SessionList::default(), Vec::new());
+            for (next, (op, at)) in ops.into_iter().enumerate() {
+                let next = next as u32;
+                // Phases of growth and of decline, so that lists become long and short again.
+                if model.is_empty() || op < 2 || (op == 2 && next % 400 < 200) {
+                    list.push(next);
+                    model.push(next);
+                } else if op == 4 {
+                    let at = at.index(model.len());
+                    list.rename(model[at], next);
+                    model[at] = next;
+                } else {
+                    list.remove(model.remove(at.index(model.len())));
+                }
+                prop_assert_eq!(list.len, model.len());
+                prop_assert_eq!(list.first(), model.first().copied());
+                prop_assert!(list.iter().eq(model.iter().copied()));
+                prop_assert!(list.iter().rev().eq(model.iter().rev().copied()));
+                prop_assert!(list.ids.len() <= (4 * model.len()).max(SHORT * 2));
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_list_gives_its_memory_back() {
+        let mut list = SessionList::default();
+        (0..10_000).for_each(|id| list.push(id));
+        (1..9_999).for_each(|id| list.remove(id));
+        assert!(list.iter().eq([0, 9_999]));
+        assert!(list.heap_bytes() < 100, "{}", list.heap_bytes());
+    }
+}
