@@ -126,21 +126,11 @@ impl Command for Online {
                 let meta = meta.map_or(MetaChange::Keep, MetaChange::To);
                 let condition = condition.unwrap_or(Condition::Always);
                 let space = key.space();
-                let came_online = space.online(
-                    at,
-                    &trail,
-                    who,
-                    lease,
-                    meta,
-                    condition,
-                    has_memory,
-                    &mut journal,
-                );
+                let came_online =
+                    space.online(at, &trail, who, lease, meta, condition, has_memory, &mut journal);
                 came_online.map(|count| count.map_or(Reply::NotMet, Reply::CameOnline))
             }
-            Whom::Users(list) | Whom::Sessions(list)
-                if condition == Some(Condition::IfPresent) =>
-            {
+            Whom::Users(list) | Whom::Sessions(list) if condition == Some(Condition::IfPresent) => {
                 let space = key.space();
                 space.renew_many(at, list, lease, near::fetch, &mut journal).map(Reply::LeftOut)
             }

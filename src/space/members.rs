@@ -353,9 +353,7 @@ impl Members {
     pub fn prints_of(&self, user: &[u8], expired_at: Option<Timestamp>) -> Vec<Print> {
         let is_asked_for =
             |record: &Record<'_>| expired_at.is_none_or(|now| !record.lease().is_live(now));
-        let print = |record: Record<'_>| {
-            Trail::default().print(record.user(), record.session())
-        };
+        let print = |record: Record<'_>| Trail::default().print(record.user(), record.session());
         if self.indexes.is_none() {
             let of_user = self.few().map(|(_, record)| record);
             let of_user = of_user.filter(|record| record.user() == user && is_asked_for(record));
@@ -386,7 +384,10 @@ impl Members {
             return few.find(|(_, record)| is_it(*record)).map(|(id, _)| id);
         };
         let is_it = |id: u32| self.blocks.print(id) == Some(print);
-        indexes.by_user.find(print.first, is_it).or_else(|| indexes.by_session.find(print.both, is_it))
+        indexes
+            .by_user
+            .find(print.first, is_it)
+            .or_else(|| indexes.by_session.find(print.both, is_it))
     }
 
     /// Whether a session of the user has expired at `now`, to which the order has been advanced.
@@ -635,7 +636,9 @@ impl Members {
 
     /// Moves a pending session to the bucket of its lease.
     fn move_to_ending(&mut self, id: u32) {
-        let Some((group, lease)) = self.record(id).map(|it| (it.group(), it.lease())) else { return };
+        let Some((group, lease)) = self.record(id).map(|it| (it.group(), it.lease())) else {
+            return;
+        };
         let Some(indexes) = &mut self.indexes else { return };
         indexes.leases.move_to_ending(id, lease, &mut self.blocks);
         if group == NONE {
@@ -649,7 +652,9 @@ impl Members {
 
     /// A session that was in the bucket of this lease is pending again, under the lease that it has now.
     fn leave_ending(&mut self, id: u32, before: Lease) {
-        let Some((group, lease)) = self.record(id).map(|it| (it.group(), it.lease())) else { return };
+        let Some((group, lease)) = self.record(id).map(|it| (it.group(), it.lease())) else {
+            return;
+        };
         if group == NONE {
             self.uncount_user(before.until());
         } else {

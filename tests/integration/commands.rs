@@ -285,6 +285,45 @@ fn list_forms_do_many_at_once() {
 }
 
 #[test]
+fn a_list_with_xx_renews_who_is_there_and_brings_nobody_back() {
+    let server = Server::start();
+    let mut c = server.connect();
+    assert_eq!(c.ints("PRESENCE.ONLINE s USERS 2 a b XX"), [0, 1]);
+    assert_eq!(c.int("EXISTS s"), 0, "an unmet XX makes no key");
+    for others in [0, 100] {
+        c.ok("DEL s");
+        for n in 0..others {
+            c.ok(args!["PRESENCE.ONLINE", "s", format!("other{n}")]);
+        }
+        c.ok("PRESENCE.ONLINE s a PX 50000");
+        c.ok("PRESENCE.ONLINE s b SESSION tab META {\"n\":1} PX 50000");
+        c.ok("PRESENCE.ONLINE s gone PX 60");
+        wait_until("gone to expire", SOON, || c.ints("PRESENCE.STATUS s gone") == [0]);
+        assert_eq!(c.ints("PRESENCE.ONLINE s USERS 4 gone a nobody b PX 70000 XX"), [0, 2, 3]);
+        assert_eq!(
+            c.ints("PRESENCE.ONLINE s SESSIONS 4 b tab a none b tab gone x XX PX 80000"),
+            [1, 3]
+        );
+        assert_eq!(c.ints("PRESENCE.ONLINE s USERS 2 a a XX PX 70000"), Vec::<i64>::new());
+        let ttl = |c: &mut Conn, user: &str, session: &str| {
+            c.user("s", user).unwrap().session(session).expires_at - now_ms()
+        };
+        within("lease of a", ttl(&mut c, "a", ""), 60_000, 70_000);
+        within("lease of b", ttl(&mut c, "b", "tab"), 70_001, 80_000);
+        assert_eq!(
+            c.user("s", "b").unwrap().session("tab").meta.as_deref(),
+            Some("{\"n\":1}"),
+            "the metadata stays"
+        );
+        assert!(c.user("s", "gone").is_none() && c.user("s", "nobody").is_none());
+        assert_eq!(c.space("s").names().len(), others + 2);
+        assert!(c.err("PRESENCE.ONLINE s USERS 2 a b XX NX").contains("NX"));
+    }
+    c.ok("PRESENCE.CLOSE s");
+    assert!(c.err("PRESENCE.ONLINE s USERS 1 a XX").starts_with("CLOSED"));
+}
+
+#[test]
 fn words_of_the_syntax_are_names_as_well() {
     let server = Server::start();
     let mut c = server.connect();

@@ -765,11 +765,14 @@ pub(crate) use args;
 
 /// A command for a message: words escaped and cut.
 pub fn show(args: &[Vec<u8>]) -> String {
+    const SHOWN: usize = 30;
     let word = |w: &Vec<u8>| {
         let cut = if w.len() > 60 { format!("… ({} bytes)", w.len()) } else { String::new() };
         w[..w.len().min(60)].escape_ascii().to_string() + &cut
     };
-    args.iter().map(word).collect::<Vec<_>>().join(" ")
+    let more = args.len().saturating_sub(SHOWN);
+    let more = (more > 0).then(|| format!("… ({more} more)"));
+    args.iter().take(SHOWN).map(word).chain(more).collect::<Vec<_>>().join(" ")
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 mod harness;
 mod proxy;
 
+mod backlog;
 mod bad_input;
 mod cluster;
 mod commands;
