@@ -10,7 +10,7 @@ impl Command for Count {
     const SPEC: Spec = Spec {
         name: "presence.count",
         summary: "Tells how many users are online in a space, or how many sessions are live.",
-        complexity: "O(1) while the sweep keeps up.",
+        complexity: "O(1)",
         since: "0.1.0",
         arity: -2,
         access: Access::Reads,

@@ -12,7 +12,7 @@ impl Command for Status {
     const SPEC: Spec = Spec {
         name: "presence.status",
         summary: "Tells how many live sessions each of the users has; 0 is offline.",
-        complexity: "O(1) for each user, and the number of a user's sessions.",
+        complexity: "O(1) for each user.",
         since: "0.1.0",
         arity: -3,
         access: Access::Reads,

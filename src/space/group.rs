@@ -38,7 +38,8 @@ struct SessionList {
     /// Empty positions in front.
     begin: usize,
     len: usize,
-    /// Where each number is, in a long list.
+    /// Where each number is, in a long list. Most lists are short: a pointer takes less than an empty map.
+    #[allow(clippy::box_collection)]
     positions: Option<Box<HashMap<u32, u32>>>,
 }
 

@@ -52,7 +52,6 @@ pub struct EndingBuckets {
     summed: usize,
     sessions: usize,
     users: usize,
-    len: usize,
     list_bytes: usize,
 }
 
@@ -66,9 +65,9 @@ impl Clone for EndingBuckets {
 }
 
 impl EndingBuckets {
-    /// Number of sessions.
-    pub fn len(&self) -> usize {
-        self.len
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.buckets.iter().map(|bucket| bucket.ids.len()).sum()
     }
 
     fn find(&self, at: Timestamp) -> Result<usize, usize> {
@@ -95,7 +94,6 @@ impl EndingBuckets {
         if index < self.summed {
             self.sessions += 1;
         }
-        self.len += 1;
         let Some(bucket) = self.buckets.get_mut(index) else { return NONE };
         self.list_bytes -= bytes_of(&bucket.ids);
         bucket.ids.push(id);
@@ -112,7 +110,6 @@ impl EndingBuckets {
         }
         bucket.ids.swap_remove(slot as usize);
         let moved = bucket.ids.get(slot as usize).copied();
-        self.len -= 1;
         if index < self.summed {
             self.sessions -= 1;
         }

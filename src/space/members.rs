@@ -339,15 +339,6 @@ impl Members {
         }
     }
 
-    /// How many sessions the user has, live or not.
-    pub fn sessions_of(&self, trail: &Trail, user: &[u8]) -> usize {
-        if self.indexes.is_none() {
-            return self.few().filter(|(_, record)| record.user() == user).count();
-        }
-        let anchor = self.anchor_by(trail, user).and_then(|anchor| self.record(anchor));
-        anchor.map_or(0, |anchor| self.group(anchor).map_or(1, Group::len))
-    }
-
     /// The sessions of a user, newest first, each by what [`Self::find_print`] finds it by: their numbers
     /// change as some of them end. Only those that have expired at `expired_at`, where that is given.
     pub fn prints_of(&self, user: &[u8], expired_at: Option<Timestamp>) -> Vec<Print> {

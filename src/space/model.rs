@@ -325,7 +325,10 @@ proptest! {
                 Op::Online { who, ttl, meta, condition } => {
                     let (user, session) = (name(who.0), tab(who.1));
                     let key = (user.clone(), session.clone());
-                    let text = meta.map(|meta| meta.map(|n| format!("{{\"n\": {n}}}")));
+                    // Of sizes that are kept in different places.
+                    let text = meta.map(|meta| {
+                        meta.map(|n| format!("{{\"n\": \"{}\"}}", "x".repeat(usize::from(n) * 150)))
+                    });
                     let change = match &text {
                         None => MetaChange::Keep,
                         Some(meta) => MetaChange::To(meta.as_deref()),
@@ -729,4 +732,27 @@ mod many_sessions {
             }
         }
     }
+}
+
+/// Metadata that is replayed without a renewal, of a session that is in a bucket: the session is kept elsewhere
+/// by that, and still in its bucket.
+#[test]
+fn metadata_of_a_session_that_ends_soon_moves_it_with_its_mark() {
+    let mut space = Space::new(1);
+    let names: Vec<String> = (0..20).map(|n| format!("user{n}")).collect();
+    let list: Vec<(&str, &str)> = names.iter().map(|name| (&**name, "")).collect();
+    let at = At { space: b"s", now: 1000, limits: limits() };
+    space.online_many(at, &list, 1500, || true, |_| {}, &mut Silent).unwrap();
+    assert!(space.tidy(1000, &mut || true));
+    let long = format!("\"{}\"", "x".repeat(2000));
+    for meta in [Some("1"), Some(&*long), None] {
+        let update = Effect::Update { user: "user7", session: "", at: 1100, meta };
+        space.apply(b"s", &update, &mut Retention { length: 0, ttl: 0 }, &mut Silent).unwrap();
+        space.advance(1499);
+        assert_eq!(space.counts(1499), (20, 20));
+        space.advance(1500);
+        assert_eq!(space.counts(1500), (0, 0));
+    }
+    let swept = space.sweep(At { now: 1500, ..at }, &mut Silent, &mut || true);
+    assert_eq!((swept.ended, swept.more, space.stored()), (20, false, (0, 0)));
 }

@@ -51,7 +51,7 @@ fn read_us(server: &Server, c: &mut Conn, space: &str, read: &[&str]) -> f64 {
 
 /// Three users who stay in `town` and in `village`, and a crowd in `town` whose leases all end in one moment.
 /// Returns that moment.
-fn fill(c: &mut Conn) -> i64 {
+fn fill(c: &mut Conn, users: usize) -> i64 {
     for space in ["town", "village"] {
         c.ok(args![
             "PRESENCE.ONLINE",
@@ -65,8 +65,8 @@ fn fill(c: &mut Conn) -> i64 {
             "3600"
         ]);
     }
-    let due = now_ms() + 2500;
-    for first in (0..USERS).step_by(IN_A_CALL) {
+    let due = now_ms() + 1500 + users as i64 / 30;
+    for first in (0..users).step_by(IN_A_CALL) {
         for session in ["phone", "desk"] {
             let mut call = args!["PRESENCE.ONLINE", "town", "SESSIONS", IN_A_CALL];
             for n in first..first + IN_A_CALL {
@@ -101,7 +101,7 @@ fn reads_cost_what_they_cost_without_a_backlog(server: &Server, c: &mut Conn) {
 fn reads_of_a_paused_primary_do_not_look_at_expired_sessions() {
     let server = Server::start();
     let mut c = server.connect();
-    let due = fill(&mut c);
+    let due = fill(&mut c, USERS);
     c.ok("CLIENT PAUSE 60000 WRITE");
     sleep_until(due + 1);
     reads_cost_what_they_cost_without_a_backlog(&server, &mut c);
@@ -116,7 +116,7 @@ fn reads_of_a_replica_without_its_primary_do_not_look_at_expired_sessions() {
     let r = replica_of(&p).config("presence.history-length", "0").start();
     let (mut pc, mut rc) = (p.connect(), r.connect());
     sync(&mut pc, &mut rc);
-    let due = fill(&mut pc);
+    let due = fill(&mut pc, USERS);
     sync(&mut pc, &mut rc);
     p.stop(Stop::Kill);
     sleep_until(due + 1);
@@ -128,7 +128,7 @@ fn reads_of_a_replica_without_its_primary_do_not_look_at_expired_sessions() {
 fn sweep_ends_a_crowd_while_clients_ask_all_the_time() {
     let server = Server::start();
     let mut c = server.connect();
-    let due = fill(&mut c);
+    let due = fill(&mut c, 5 * USERS);
     let over = AtomicBool::new(false);
     thread::scope(|threads| {
         for _ in 0..50 {
