@@ -21,7 +21,7 @@ impl Command for Events {
         since: "0.1.0",
         arity: -2,
         access: Access::Reads,
-        flags: "",
+        flags: "blocking",
         categories: "blocking",
         args: &[
             SPACE,
@@ -50,18 +50,22 @@ impl Command for Events {
                 return Err(args.unknown_option());
             }
         }
-        let space = call.read(name)?;
+        let mut space = call.read(name)?;
         let last_id = space.as_ref().map_or((0, 0), |space| space.last_id());
         let count = count.unwrap_or(usize::MAX);
         // Without AFTER all that is kept is told, and nothing is said to be missing.
         let after = after.map(|after| after.unwrap_or(last_id));
         let epoch = space.as_ref().map(|space| space.last_id().0);
-        let wait = Wait { after, count, epoch };
+        let mut wait = Wait { after, count, epoch };
         if let Some(block) = block.filter(|_| !call.ctx.may_not_block()) {
             if !has_news(space.as_ref(), &wait, call.now()) {
                 drop(space);
-                waiters::wait(call.ctx, name, wait, block);
-                return Ok(());
+                match waiters::wait(call.ctx, name, wait, block) {
+                    Ok(()) => return Ok(()),
+                    // The server does not block this client: it gets what there is.
+                    Err(not_blocked) => wait = not_blocked,
+                }
+                space = call.read(name)?;
             }
         }
         reply(call.ctx, space.as_ref(), &wait, call.now());

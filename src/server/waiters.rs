@@ -53,10 +53,14 @@ thread_local! {
     static WAITERS: RefCell<Waiters> = RefCell::default();
 }
 
-/// Lets the client of the command that is going on wait, `block` ms at the most, 0 without end.
-pub fn wait(ctx: Context, name: Arg<'_>, wait: Wait, block: i64) {
-    // SAFETY: the context is that of a command whose client can wait; the callbacks are plain
-    // functions; the private data is a `Wait` in a box, handed over when the client goes on.
+/// Blocks the client of the current command for at most `block` ms, 0 without end. If the server does
+/// not block this client, the client has no reply yet: returns what it asked for, so that the caller
+/// replies at once. Valkey 8.1 and later block only normal clients, not one that is subscribed.
+///
+/// Must not be called where [`Context::may_not_block`] is true: servers then reply with an error.
+pub fn wait(ctx: Context, name: Arg<'_>, wait: Wait, block: i64) -> Result<(), Wait> {
+    // SAFETY: the context is that of a command; the callbacks are plain functions; the private
+    // data is a `Wait` in a box, handed over when the client goes on.
     let handle = unsafe {
         let handle = api!(RedisModule_BlockClient(
             ctx.raw(),
@@ -66,8 +70,7 @@ pub fn wait(ctx: Context, name: Arg<'_>, wait: Wait, block: i64) {
             block
         ));
         if handle.is_null() {
-            // The server has replied that this client cannot wait.
-            return;
+            return Err(wait);
         }
         api!(RedisModule_SetDisconnectCallback(handle, Some(on_disconnect)));
         handle as Handle
@@ -81,6 +84,7 @@ pub fn wait(ctx: Context, name: Arg<'_>, wait: Wait, block: i64) {
     if subscribe {
         subscribe_to_event_loop(ctx, Some(before_sleep));
     }
+    Ok(())
 }
 
 fn subscribe_to_event_loop(ctx: Context, callback: raw::RedisModuleEventCallback) {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// name, arity, writes, O(1) or O(log n) a call with one user, words its arguments are called by
 type Row = (&'static str, i64, bool, bool, &'static [&'static str]);
-const COMMANDS: [Row; 6] = [
+const COMMANDS: [Row; 9] = [
     (
         "presence.online",
         -3,
@@ -27,6 +27,9 @@ const COMMANDS: [Row; 6] = [
     ("presence.user", 3, false, true, &["space", "user"]),
     ("presence.space", -2, false, false, &["space", "WITHSESSIONS", "CURSOR", "COUNT"]),
     ("presence.count", -2, false, true, &["space", "SESSIONS"]),
+    ("presence.events", -2, false, false, &["space", "AFTER", "COUNT", "BLOCK"]),
+    ("presence.message", -4, true, true, &["space", "user", "message", "SESSION"]),
+    ("presence.close", -2, true, false, &["space", "EX", "PX"]),
 ];
 
 fn map(v: &Value) -> BTreeMap<String, &Value> {
@@ -94,7 +97,9 @@ fn every_command_has_its_arity_flags_and_key() {
         let has = |flag: &str| flags.iter().any(|f| f == flag);
         assert_eq!((has("write"), has("readonly")), (writes, !writes), "{name}: {flags:?}");
         assert_eq!(has("fast"), fast, "{name}: {flags:?}");
-        assert!(!has("denyoom"), "{name}: a renewal is never refused for memory, {flags:?}");
+        assert_eq!(has("blocking"), name == "presence.events", "{name}: {flags:?}");
+        // A renewal is never refused for memory, nor is what frees some.
+        assert_eq!(has("denyoom"), name == "presence.message", "{name}: {flags:?}");
         assert_eq!([3, 4, 5].map(|i| text(&info[i])), ["1", "1", "1"], "{name}: the key");
         let categories = texts(&info[6]);
         if categories.is_empty() {

@@ -25,5 +25,6 @@ mod memory;
 mod messages;
 mod persistence;
 mod replication;
+mod replies;
 mod stream;
 mod tour;
