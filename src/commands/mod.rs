@@ -8,9 +8,11 @@ mod message;
 mod offline;
 mod online;
 mod parse;
+mod publish;
 mod space;
 mod status;
 mod sweep;
+mod unlink;
 mod user;
 mod view;
 
@@ -19,7 +21,7 @@ pub use events::{has_news as events_has_news, reply as events_reply};
 use crate::server::context::Context;
 use crate::server::load::{register_all, row, Registration};
 
-const TABLE: [Registration; 11] = [
+const TABLE: [Registration; 13] = [
     row::<online::Online>(),
     row::<offline::Offline>(),
     row::<status::Status>(),
@@ -31,6 +33,8 @@ const TABLE: [Registration; 11] = [
     row::<close::Close>(),
     row::<apply::Apply>(),
     row::<sweep::Sweep>(),
+    row::<unlink::Unlink>(),
+    row::<publish::Publish>(),
 ];
 
 pub fn register(ctx: Context) -> bool {

@@ -22,6 +22,28 @@ pub enum Access {
     Updates,
     /// Takes something away from what is at the key.
     Deletes,
+    /// Has no key.
+    NoKey,
+}
+
+impl Access {
+    /// As a flag of the server.
+    fn flag(self) -> &'static str {
+        match self {
+            Access::Reads => "readonly",
+            Access::Updates | Access::Deletes => "write",
+            Access::NoKey => "",
+        }
+    }
+
+    /// As an ACL category.
+    fn category(self) -> &'static str {
+        match self {
+            Access::Reads => "read",
+            Access::Updates | Access::Deletes => "write",
+            Access::NoKey => "",
+        }
+    }
 }
 
 pub struct Spec {
@@ -89,8 +111,8 @@ pub const USER: ArgSpec = ArgSpec::new("user", ArgKind::String);
 /// Registers a command and, where the server takes them, its description and ACL categories.
 pub fn register<C: Command>(ctx: Context) -> bool {
     let spec = C::SPEC;
-    let access = if spec.access == Access::Reads { "readonly" } else { "write" };
-    let flags = c_string(&format!("{access} {}", spec.flags));
+    let flags = c_string(format!("{} {}", spec.access.flag(), spec.flags).trim());
+    let key = c_int::from(spec.access != Access::NoKey);
     let name = c_string(spec.name);
     // SAFETY: called while the module loads; the server copies the strings.
     unsafe {
@@ -99,9 +121,9 @@ pub fn register<C: Command>(ctx: Context) -> bool {
             name.as_ptr(),
             Some(entry::<C>),
             flags.as_ptr(),
-            1,
-            1,
-            1
+            key,
+            key,
+            key
         ));
         if created != raw::REDISMODULE_OK as c_int {
             return false;
@@ -111,8 +133,8 @@ pub fn register<C: Command>(ctx: Context) -> bool {
             return false;
         }
         if offers!(RedisModule_SetCommandACLCategories) {
-            let category = if spec.access == Access::Reads { "read" } else { "write" };
-            let categories = c_string(&format!("{category} {}", spec.categories));
+            let category = spec.access.category();
+            let categories = c_string(format!("{category} {}", spec.categories).trim());
             api!(RedisModule_SetCommandACLCategories(command, categories.as_ptr()));
         }
         describe(command, &spec)
@@ -165,12 +187,13 @@ unsafe fn describe(command: *mut raw::RedisModuleCommand, spec: &Spec) -> bool {
     };
     // All zeroes ends each of the lists.
     let mut key_specs: [raw::RedisModuleCommandKeySpec; 2] = std::mem::zeroed();
-    if let Some(key) = key_specs.first_mut() {
-        let flags = match spec.access {
-            Access::Reads => raw::REDISMODULE_CMD_KEY_RO | raw::REDISMODULE_CMD_KEY_ACCESS,
-            Access::Updates => raw::REDISMODULE_CMD_KEY_RW | raw::REDISMODULE_CMD_KEY_UPDATE,
-            Access::Deletes => raw::REDISMODULE_CMD_KEY_RW | raw::REDISMODULE_CMD_KEY_DELETE,
-        };
+    let flags = match spec.access {
+        Access::Reads => Some(raw::REDISMODULE_CMD_KEY_RO | raw::REDISMODULE_CMD_KEY_ACCESS),
+        Access::Updates => Some(raw::REDISMODULE_CMD_KEY_RW | raw::REDISMODULE_CMD_KEY_UPDATE),
+        Access::Deletes => Some(raw::REDISMODULE_CMD_KEY_RW | raw::REDISMODULE_CMD_KEY_DELETE),
+        Access::NoKey => None,
+    };
+    if let (Some(key), Some(flags)) = (key_specs.first_mut(), flags) {
         key.flags = u64::from(flags);
         key.begin_search_type = raw::RedisModuleKeySpecBeginSearchType_REDISMODULE_KSPEC_BS_INDEX;
         key.bs.index.pos = 1;

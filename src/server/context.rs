@@ -1,6 +1,8 @@
 //! A call of the server into the module, and what can be asked of the server during it.
 
 use super::args::Arg;
+use super::core_commands::{self, DEL, PUBLISH, SPUBLISH, UNLINK};
+use super::settings::ChannelMode;
 use redis_module::raw;
 use std::ffi::{c_int, CStr};
 
@@ -172,9 +174,11 @@ impl Context {
 
     /// Tells replicas, the AOF, WATCH and the listeners of keyspace events that a key was deleted.
     pub fn replicate_deletion(self, key: Arg<'_>) {
+        let own = core_commands::OWN_UNLINK;
+        let command = UNLINK.name().or(DEL.name()).unwrap_or(own);
         // SAFETY: the context is that of the call going on, the string lives through it.
         unsafe {
-            api!(RedisModule_Replicate(self.0, c"UNLINK".as_ptr(), c"s".as_ptr(), key.raw()));
+            api!(RedisModule_Replicate(self.0, command.as_ptr(), c"s".as_ptr(), key.raw()));
             let generic = raw::REDISMODULE_NOTIFY_GENERIC;
             api!(RedisModule_NotifyKeyspaceEvent(self.0, generic, c"del".as_ptr(), key.raw()));
         }
@@ -200,7 +204,14 @@ impl Context {
 
     /// Publishes a message to the subscribers of this node and of the others. False where the
     /// server refuses: in sharded mode, while the slot is not ours yet.
-    pub fn publish(self, command: &CStr, channel: &[u8], message: &[u8]) -> bool {
+    pub fn publish(self, mode: ChannelMode, channel: &[u8], message: &[u8]) -> bool {
+        let command = match mode {
+            ChannelMode::Global => &PUBLISH,
+            ChannelMode::Sharded => &SPUBLISH,
+        };
+        let Some(command) = command.name() else {
+            return self.publish_without_command(mode, channel, message);
+        };
         // SAFETY: the format names two buffers with their lengths, which live through the call;
         // the reply is freed.
         unsafe {
@@ -217,18 +228,78 @@ impl Context {
         }
     }
 
-    /// Whether the server offers [`Self::publish_here`].
-    pub fn can_publish_here() -> bool {
-        offers!(RedisModule_PublishMessage)
+    /// The same where the server's command is renamed. Like that command, it reaches the nodes of a
+    /// cluster by the bus, and replicas outside of a cluster by replication; the AOF does not get it.
+    fn publish_without_command(self, mode: ChannelMode, channel: &[u8], message: &[u8]) -> bool {
+        let name = OwnedString::new(channel);
+        if !self.publish_here(mode, name.as_arg(), message) {
+            return false;
+        }
+        if self.flags() & raw::REDISMODULE_CTX_FLAGS_CLUSTER == 0 {
+            let word = match mode {
+                ChannelMode::Global => c"GLOBAL",
+                ChannelMode::Sharded => c"SHARDED",
+            };
+            // SAFETY: the format names two buffers with their lengths and a text that ends with
+            // NUL, which live through the call.
+            unsafe {
+                api!(RedisModule_Replicate(
+                    self.0,
+                    core_commands::OWN_PUBLISH.as_ptr(),
+                    c"Abbc".as_ptr(),
+                    channel.as_ptr(),
+                    channel.len(),
+                    message.as_ptr(),
+                    message.len(),
+                    word.as_ptr()
+                ));
+            }
+        }
+        true
     }
 
-    /// The same where there is nobody but this node's own subscribers: no command is made of it.
-    pub fn publish_here(self, channel: &OwnedString, message: &[u8]) -> bool {
+    /// Whether the server offers [`Self::publish_here`].
+    pub fn can_publish_here(mode: ChannelMode) -> bool {
+        match mode {
+            ChannelMode::Global => offers!(RedisModule_PublishMessage),
+            ChannelMode::Sharded => offers!(RedisModule_PublishMessageShard),
+        }
+    }
+
+    /// Publishes to the subscribers of this node, and in a cluster by its bus, but not to replicas.
+    /// False where the server does not offer that.
+    pub fn publish_here(self, mode: ChannelMode, channel: Arg<'_>, message: &[u8]) -> bool {
+        if !Self::can_publish_here(mode) {
+            return false;
+        }
         let message = OwnedString::new(message);
         // SAFETY: the context is that of the call going on, the strings live through it; the
-        // pointer has been asked for.
-        unsafe { api!(RedisModule_PublishMessage(self.0, channel.0, message.0)) };
+        // pointers have been asked for.
+        unsafe {
+            match mode {
+                ChannelMode::Global => {
+                    api!(RedisModule_PublishMessage(self.0, channel.raw(), message.0))
+                }
+                ChannelMode::Sharded => {
+                    api!(RedisModule_PublishMessageShard(self.0, channel.raw(), message.0))
+                }
+            }
+        };
         true
+    }
+
+    /// Calls a command of the server without arguments, which it refuses if it needs some. Returns
+    /// the error.
+    pub fn call_without_arguments(self, command: &CStr) -> Option<std::io::Error> {
+        // SAFETY: the name ends with NUL, the format is empty; the reply is freed.
+        unsafe {
+            let reply = api!(RedisModule_Call(self.0, command.as_ptr(), c"".as_ptr()));
+            if reply.is_null() {
+                return Some(std::io::Error::last_os_error());
+            }
+            free_reply(reply);
+        }
+        None
     }
 
     /// Says that a key has changed: breaks WATCH, invalidates client-side caches.

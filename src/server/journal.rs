@@ -139,19 +139,15 @@ impl Journal {
         else {
             return;
         };
-        let command = match mode {
-            ChannelMode::Global => c"PUBLISH",
-            ChannelMode::Sharded => c"SPUBLISH",
-        };
         // Nobody else than the subscribers of this node: see `listeners`.
-        let here = self.unheard && mode == ChannelMode::Global && Context::can_publish_here();
+        let here = self.unheard && mode == ChannelMode::Global && Context::can_publish_here(mode);
         let here = here.then(|| OwnedString::new(&channel));
         let (mut start, mut published) = (0, 0);
         for end in &self.ends {
             let event = self.events.get(start..*end).unwrap_or_default();
             published += u64::from(match &here {
-                Some(channel) => ctx.publish_here(channel, event),
-                None => ctx.publish(command, &channel, event),
+                Some(channel) => ctx.publish_here(mode, channel.as_arg(), event),
+                None => ctx.publish(mode, &channel, event),
             });
             start = *end;
         }

@@ -456,7 +456,7 @@ impl<'a> SpaceKey<'a> {
     }
 
     /// Deletes the key, here and on replicas, and says so as UNLINK does.
-    fn delete(self) {
+    pub fn delete(self) {
         let (ctx, name) = (self.ctx, self.name);
         // SAFETY: the key is open for writing; its value is not used any more.
         unsafe { api!(RedisModule_UnlinkKey(self.key.0.as_ptr())) };

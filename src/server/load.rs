@@ -1,7 +1,7 @@
 //! What happens when the module is loaded, apart from what the crate's macro does.
 
 use super::context::Context;
-use super::{arrivals, command, datatype, events, info, listeners, settings};
+use super::{arrivals, command, core_commands, datatype, events, info, listeners, settings};
 use crate::commands;
 use redis_module::{raw, RedisString, Status};
 use std::ffi::{c_int, c_void};
@@ -78,6 +78,7 @@ pub fn init(crate_ctx: &redis_module::Context, _args: &[RedisString]) -> Status 
     if !events::subscribe(ctx, told_by_events) {
         return refused("the server's events cannot be subscribed to");
     }
+    core_commands::probe(ctx);
     listeners::watch(ctx);
     if !info::register(ctx) {
         return refused("INFO cannot be registered");

@@ -32,6 +32,7 @@ pub mod call;
 pub mod clock;
 pub mod command;
 pub mod context;
+pub mod core_commands;
 pub mod datatype;
 pub mod error;
 pub mod events;

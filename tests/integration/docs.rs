@@ -132,6 +132,25 @@ fn every_command_has_its_arity_flags_and_key() {
     }
 }
 
+/// What the module does by itself is not subject to what users may do.
+#[test]
+fn the_sweep_and_events_need_no_user() {
+    let server = Server::start();
+    let mut c = server.connect();
+    c.ok("ACL SETUSER admin on >p ~* &* +@all");
+    c.ok("ACL SETUSER user on >p ~* resetchannels -@all +presence.online");
+    c.ok("AUTH admin p");
+    let mut reader = server.connect();
+    reader.ok("AUTH admin p");
+    let mut sub = Subscriber::by(reader, "SUBSCRIBE", &["presence:s"]).unwrap();
+    c.ok("ACL SETUSER default off resetkeys resetchannels -@all");
+    let mut user = server.connect();
+    user.ok("AUTH user p");
+    user.ok("PRESENCE.ONLINE s a PX 1");
+    let briefs: Vec<_> = sub.events(2, SOON).iter().map(Event::brief).collect();
+    assert_eq!(briefs, ["join a", "leave a (timeout)"]);
+}
+
 #[test]
 fn acl_key_patterns_hold() {
     let server = Server::start();

@@ -24,6 +24,7 @@ mod listeners;
 mod memory;
 mod messages;
 mod persistence;
+mod renamed;
 mod replication;
 mod replies;
 mod stream;

@@ -44,7 +44,7 @@ fn calls() -> Vec<Vec<Vec<u8>>> {
             "PRESENCE._SWEEP",
             "PRESENCE._APPLY # x",
             "PRESENCE._UNLINK #",
-            "PRESENCE._PUBLISH global # x",
+            "PRESENCE._PUBLISH # x GLOBAL",
             "PRESENCE.EVENTS #",
             "PRESENCE.EVENTS # AFTER 1-1 COUNT 1",
             "PRESENCE.EVENTS # BLOCK 1",
