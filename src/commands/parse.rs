@@ -60,7 +60,7 @@ pub fn new_space(name: Arg<'_>) -> Result<&[u8], Error> {
         .is_none()
     {
         return Err(Error::new(
-            "space has no sharded channel: its name is empty, has a } outside a hash tag or an empty hash tag",
+            "space has no sharded channel: its name is empty, is just a hash tag, has a } outside a hash tag or an empty hash tag",
         ));
     }
     Ok(name)

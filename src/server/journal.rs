@@ -218,7 +218,7 @@ impl Drop for Journal {
     }
 }
 
-/// The channel of a space; none where the mode has none for that name.
+/// The channel of a space; none where the mode has none for that name. No two spaces share one.
 pub fn channel(mode: ChannelMode, prefix: &[u8], space: &[u8]) -> Option<Vec<u8>> {
     let global = [prefix, space].concat();
     match mode {
@@ -227,6 +227,10 @@ pub fn channel(mode: ChannelMode, prefix: &[u8], space: &[u8]) -> Option<Vec<u8>
             // The slot of a name is that of its hash tag, or of the whole where it has none. The
             // channel's tag must be what the key hashes.
             let hashed = hash_tag(space).unwrap_or(space);
+            if space.len() == hashed.len() + 2 && space.starts_with(b"{") {
+                // `{x}`, whose channel would be that of `x`.
+                return None;
+            }
             [global, [prefix, b"{", space, b"}"].concat()]
                 .into_iter()
                 .find(|channel| hash_tag(channel) == Some(hashed))
@@ -255,10 +259,51 @@ mod tests {
         assert_eq!(sharded("{team}:lobby").as_deref(), Some("presence:{team}:lobby"));
         assert_eq!(sharded("a{b}c{d}").as_deref(), Some("presence:a{b}c{d}"));
         assert_eq!(sharded("a{b").as_deref(), Some("presence:{a{b}"));
-        for none in ["", "a}b", "{}x", "}", "{}"] {
+        for none in ["", "a}b", "{}x", "}", "{}", "{x}", "{{x}"] {
             assert_eq!(sharded(none), None, "{none}");
         }
+        assert_eq!(sharded("{x}y").as_deref(), Some("presence:{x}y"));
+        assert_eq!(sharded("{x}}").as_deref(), Some("presence:{x}}"));
+        assert_eq!(sharded("y{x}").as_deref(), Some("presence:y{x}"));
         assert_eq!(channel(ChannelMode::Sharded, b"p{x}", b"lobby"), None);
         assert_eq!(channel(ChannelMode::Global, b"p:", b"a}b").unwrap(), b"p:a}b");
+    }
+
+    /// What the server hashes of a key or channel to find its slot, as the cluster specification says.
+    fn hashed(name: &str) -> &str {
+        let Some(open) = name.find('{') else { return name };
+        match name[open + 1..].find('}') {
+            None | Some(0) => name,
+            Some(length) => &name[open + 1..][..length],
+        }
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(20_000))]
+
+        /// Two spaces never share a channel, in either mode and with any prefix; in sharded mode the
+        /// channel is in the slot of the key.
+        #[test]
+        fn each_space_has_a_channel_of_its_own(
+            prefix in "[{}:p]{0,4}",
+            one in "[{}xy]{0,5}",
+            other in "[{}xy]{0,5}",
+        ) {
+            for mode in [ChannelMode::Global, ChannelMode::Sharded] {
+                let of = |space: &str| channel(mode, prefix.as_bytes(), space.as_bytes());
+                // Also the names that are most like it.
+                for other in [other.clone(), format!("{{{one}}}"), format!("{{{one}"), format!("{one}}}")] {
+                    if let (Some(ours), Some(theirs)) = (of(&one), of(&other)) {
+                        assert_eq!(ours == theirs, one == other, "{mode:?} {prefix} {one} {other}");
+                    }
+                }
+                let Some(channel) = of(&one) else { continue };
+                let channel = String::from_utf8(channel).unwrap();
+                assert!(channel.starts_with(&prefix) && channel.contains(&one));
+                if mode == ChannelMode::Sharded {
+                    assert_eq!(hashed(&channel), hashed(&one), "{prefix} {one}");
+                }
+            }
+        }
     }
 }

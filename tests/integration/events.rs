@@ -299,12 +299,57 @@ fn sharded_channels_share_the_slot_of_the_key() {
         assert_eq!(slots[0], slots[1], "{space} and {channel}");
     }
     let keys = c.int("DBSIZE");
-    for space in ["}", "a}b", "{}", "{}x", ""] {
-        let error = c.err(["PRESENCE.ONLINE", space, "a"]);
-        assert!(error.contains("channel"), "{space}: {error}");
+    for space in ["}", "a}b", "{}", "{}x", "", "{x}", "{{x}"] {
+        for call in [
+            args!["PRESENCE.ONLINE", space, "a"],
+            args!["PRESENCE.ONLINE", space, "a", "XX"],
+            args!["PRESENCE.ONLINE", space, "USERS", 1, "a"],
+            args!["PRESENCE.MESSAGE", space, "a", "hello"],
+        ] {
+            let error = c.err(&call);
+            assert!(error.contains("no sharded channel"), "{space}: {error}");
+        }
     }
     assert_eq!(c.int("DBSIZE"), keys);
     assert!(global.so_far(&mut c).is_empty());
+}
+
+/// A space whose name is just a hash tag, `{x}`, would have the channel of `x`. Whoever may write `{x}` but not `x` must
+/// not be able to publish there, however the space came to its name.
+#[test]
+fn a_space_that_is_just_a_hash_tag_does_not_reach_the_channel_of_another() {
+    let server = Server::start();
+    let mut c = server.connect();
+    c.ok("PRESENCE.ONLINE {x} USERS 2 forged lingers EX 600");
+    c.ok("CONFIG SET presence.channel-mode sharded");
+    let mut sub = server.ssubscribe(&["presence:{x}"]);
+    c.ok("PRESENCE.ONLINE x user");
+    c.ok("PRESENCE.ONLINE source{x} USERS 2 forged lingers EX 600");
+    let Value::BulkString(payload) = c.ok("DUMP source{x}") else { panic!("DUMP") };
+    let spaces: [&[Vec<Vec<u8>>]; 4] = [
+        &[],
+        &[args!["RENAME", "source{x}", "{x}"]],
+        &[args!["RESTORE", "{x}", 0, payload, "REPLACE"]],
+        &[args!["RESTORE", "source{x}", 0, payload], args!["COPY", "source{x}", "{x}", "REPLACE"]],
+    ];
+    for how in spaces {
+        how.iter().for_each(|call| drop(c.ok(call)));
+        let kept = |c: &mut Conn| {
+            texts(fields(&c.ok("PRESENCE.EVENTS {x}"), ["id", "gap", "events"])[2]).join(" ")
+        };
+        // One leave by the sweep, and one by a command.
+        c.ok("PRESENCE.OFFLINE {x} lingers LINGER 1");
+        wait_until("the sweep", SOON, || kept(&mut c).contains("\"leave\""));
+        for call in ["PRESENCE.ONLINE {x} forged", "PRESENCE.MESSAGE {x} forged hello"] {
+            assert!(c.err(call).contains("no sharded channel"));
+        }
+        assert_eq!(c.int("PRESENCE.OFFLINE {x} forged"), 1);
+        assert_eq!(c.int("PRESENCE.CLOSE {x}"), 1);
+        assert!(kept(&mut c).contains("\"close\""));
+    }
+    c.ok("PRESENCE.OFFLINE x user");
+    assert_eq!(briefs(&sub.events(2, SOON)), ["join user", "leave user (offline)"]);
+    assert!(sub.events_so_far(&mut c).is_empty());
 }
 
 /// The snapshot and the deltas: subscribe, read SPACE, drop events up to its id, apply the rest.
