@@ -2,7 +2,7 @@
 
 use super::{parse, view};
 use crate::collections::hash_of;
-use crate::server::args::set_once;
+use crate::server::args::{set_once, unsigned};
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
 use crate::server::context::Context;
@@ -39,13 +39,9 @@ impl Command for Space {
             if args.take_word("WITHSESSIONS") {
                 set_once(&mut with_sessions, (), "WITHSESSIONS")?;
             } else if args.take_word("CURSOR") {
-                let value = std::str::from_utf8(args.value_of("CURSOR")?).ok();
-                let value = value.and_then(|value| value.parse::<u64>().ok());
-                set_once(
-                    &mut cursor,
-                    value.ok_or_else(|| Error::new("invalid cursor"))?,
-                    "CURSOR",
-                )?;
+                let value = unsigned(args.value_of("CURSOR")?)
+                    .ok_or_else(|| Error::new("invalid cursor"))?;
+                set_once(&mut cursor, value, "CURSOR")?;
             } else if args.take_word("COUNT") {
                 set_once(&mut count, parse::count(&mut args)?, "COUNT")?;
             } else {

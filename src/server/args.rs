@@ -160,6 +160,19 @@ pub fn integer(bytes: &[u8]) -> Option<i64> {
     std::str::from_utf8(bytes).ok()?.parse().ok()
 }
 
+/// A whole number from 0 to 2^64 - 1, in digits, no more of them than needed: no sign, no leading zeroes.
+pub fn unsigned(bytes: &[u8]) -> Option<u64> {
+    let canonical = match bytes {
+        [b'0'] => true,
+        [b'1'..=b'9', rest @ ..] => rest.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    if !canonical {
+        return None;
+    }
+    std::str::from_utf8(bytes).ok()?.parse().ok()
+}
+
 /// Whether the bytes read as a whole number, however large: what makes `USERS` or `SESSIONS` the
 /// beginning of a list.
 pub fn looks_like_a_count(bytes: &[u8]) -> bool {
@@ -170,6 +183,18 @@ pub fn looks_like_a_count(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unsigned_numbers_have_one_form() {
+        for number in [0, 1, 10, u64::MAX] {
+            assert_eq!(unsigned(number.to_string().as_bytes()), Some(number));
+        }
+        for text in
+            ["", "+5", "-1", "-0", "007", "00", " 1", "1 ", "1.0", "0x1", "18446744073709551616"]
+        {
+            assert_eq!(unsigned(text.as_bytes()), None, "{text:?}");
+        }
+    }
 
     #[test]
     fn integers_are_what_core_commands_take() {

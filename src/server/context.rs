@@ -99,9 +99,11 @@ impl Context {
     }
 
     /// Memory is beyond `maxmemory`, but a server that evicts a little before each command takes
-    /// writes meanwhile, until nothing is left that it may evict. It tells that only to who calls a
-    /// command that it refuses without memory: this one ends at its arguments, before it looks at
-    /// any key.
+    /// writes meanwhile, until nothing is left that it may evict. It says so only by whether it
+    /// refuses a command that has the flag `deny-oom`. The call asks it to respect that flag (`M`), and
+    /// also to refuse commands that write (`W`), which it looks at after that. So the command is
+    /// refused in any case, by one or the other error, and neither runs nor shows in MONITOR or in
+    /// the command statistics.
     fn is_making_room(self, space: Arg<'_>) -> bool {
         // SAFETY: the format names a string of the server that lives through the call, and two
         // texts that end with NUL; the reply is freed after its bytes were read.
@@ -109,7 +111,7 @@ impl Context {
             let reply = api!(RedisModule_Call(
                 self.0,
                 c"PRESENCE.MESSAGE".as_ptr(),
-                c"MEscc".as_ptr(),
+                c"MWEscc".as_ptr(),
                 space.raw(),
                 c"".as_ptr(),
                 c"".as_ptr()

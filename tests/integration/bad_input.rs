@@ -363,6 +363,67 @@ fn bad_pages() {
     f.refused(["PRESENCE.SPACE", "s", "CURSOR", ""], &["cursor"]);
 }
 
+/// Numbers have one form, as in core commands: digits, at most a minus sign in front, no more digits than needed.
+#[test]
+fn numbers_have_one_form() {
+    let mut f = Fixture::new(&[]);
+    let forms: [&[u8]; 16] = [
+        b"+5",
+        b"007",
+        b"00",
+        b"-0",
+        b"1e3",
+        b"0x10",
+        b" 5",
+        b"5 ",
+        b"5\n",
+        b"5\0",
+        b"5.0",
+        b"5,0",
+        b"--5",
+        b"",
+        b"99999999999999999999",
+        "\u{665}".as_bytes(),
+    ];
+    let calls = [
+        "PRESENCE.ONLINE s a EX #",
+        "PRESENCE.ONLINE s a PX #",
+        "PRESENCE.ONLINE s a EXAT #",
+        "PRESENCE.ONLINE s a PXAT #",
+        "PRESENCE.ONLINE s USERS 1 a PX #",
+        "PRESENCE.ONLINE s USERS # a b c d e",
+        "PRESENCE.ONLINE s SESSIONS # a b c d e f g h i j",
+        "PRESENCE.OFFLINE s a LINGER #",
+        "PRESENCE.OFFLINE s USERS # a b c d e",
+        "PRESENCE.OFFLINE s SESSIONS # a b c d e f g h i j",
+        "PRESENCE.CLOSE s EX #",
+        "PRESENCE.CLOSE s PX #",
+        "PRESENCE.SPACE s COUNT #",
+        "PRESENCE.SPACE s CURSOR #",
+        "PRESENCE.SPACE s CURSOR # COUNT 1",
+        "PRESENCE.EVENTS s COUNT #",
+        "PRESENCE.EVENTS s BLOCK #",
+        "PRESENCE.EVENTS s AFTER #",
+        "PRESENCE.EVENTS s AFTER #-1",
+        "PRESENCE.EVENTS s AFTER 1-#",
+    ];
+    for call in calls {
+        for form in forms {
+            let word = |word: &str| match word.split_once('#') {
+                Some((before, behind)) => [before.as_bytes(), form, behind.as_bytes()].concat(),
+                None => word.as_bytes().to_vec(),
+            };
+            let words: Vec<Vec<u8>> = call.split(' ').map(word).collect();
+            let about = ["integer", "count", "cursor", "id", "syntax", "needs"];
+            f.refused(words, &about);
+        }
+    }
+    // The numbers themselves are fine.
+    for cursor in ["0", "5", "9007199254740993", "18446744073709551615"] {
+        f.c.ok(["PRESENCE.SPACE", "s", "CURSOR", cursor]);
+    }
+}
+
 #[test]
 fn another_type_at_the_key() {
     let mut f = Fixture::new(&[]);

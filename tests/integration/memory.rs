@@ -188,13 +188,74 @@ fn while_the_server_is_still_evicting_it_takes_new_sessions() {
         args!["PRESENCE.MESSAGE", "new", "a", "hello"],
         args!["INFO", "memory"],
     ]);
-    let text = text(replies[5].as_ref().unwrap());
+    let memory = text(replies[5].as_ref().unwrap());
     let still: i64 =
-        text.lines().find_map(|l| l.strip_prefix("used_memory:")).unwrap().parse().unwrap();
+        memory.lines().find_map(|l| l.strip_prefix("used_memory:")).unwrap().parse().unwrap();
     assert!(still > used + 1_000_000, "too quick for this test: {still}, {used}");
     assert!(replies[1].is_ok(), "{replies:?}");
     assert_eq!(replies[2..4], [Ok(Value::Int(1)), Ok(Value::Int(2))]);
     assert!(replies[4].is_ok(), "{replies:?}");
+}
+
+/// How the module asks the server whether it takes something new leaves no trace: no command in MONITOR, in the slow log
+/// or in statistics that no client sent, and no error.
+#[test]
+fn asking_for_memory_leaves_no_trace() {
+    for policy in ["allkeys-lru", "noeviction"] {
+        let server = Server::with(&[
+            ("maxmemory-policy", policy),
+            ("maxmemory-eviction-tenacity", "0"),
+            ("slowlog-log-slower-than", "0"),
+        ]);
+        let mut c = server.connect();
+        let used = used_memory(&mut c);
+        for chunk in 0..20 {
+            let spaces = (0..1000)
+                .map(|s| args!["PRESENCE.ONLINE", format!("s{chunk}:{s}"), "a", "EX", 3600]);
+            c.batch(spaces).into_iter().for_each(|reply| assert_eq!(reply.unwrap(), Value::Int(1)));
+        }
+        let mut monitor = server.connect();
+        monitor.ok("MONITOR");
+        let limit = [args!["CONFIG", "SET", "maxmemory", used + 1_000_000]];
+        let joins = (0..20).map(|i| args!["PRESENCE.ONLINE", "new", format!("u{i}")]);
+        let end = [
+            args!["INFO", "memory"],
+            args!["CONFIG", "SET", "maxmemory", 0],
+            args!["ECHO", "the end"],
+        ];
+        let mut replies = c.batch(limit.into_iter().chain(joins).chain(end));
+        let memory = text(replies[21].as_ref().unwrap());
+        let still: i64 =
+            memory.lines().find_map(|l| l.strip_prefix("used_memory:")).unwrap().parse().unwrap();
+        assert!(still > used + 1_000_000, "too quick for this test: {still}, {used}");
+        let refused = replies.drain(1..21).filter(Result::is_err).count();
+        assert_eq!(refused, if policy == "noeviction" { 20 } else { 0 });
+
+        // What evicts is of the server; all the rest is what was sent.
+        let mut seen = Vec::new();
+        loop {
+            let line = text(&monitor.recv().unwrap()).to_lowercase();
+            if line.contains("the end") {
+                break;
+            }
+            seen.push(line);
+        }
+        assert_eq!(seen.iter().filter(|line| line.contains("presence.online")).count(), 20);
+        assert!(!seen.iter().any(|line| line.contains("presence.message")), "{seen:?}");
+        let odd = seen
+            .iter()
+            .filter(|line| line.contains("presence.") && !line.contains("presence.online"));
+        assert_eq!(odd.count(), 0, "{seen:?}");
+        let calls = c.info("commandstats");
+        let ours = calls.keys().filter(|name| name.starts_with("cmdstat_presence"));
+        assert_eq!(ours.collect::<Vec<_>>(), ["cmdstat_presence.online"], "{calls:?}");
+        let slow = format!("{:?}", c.ok("SLOWLOG GET -1")).to_lowercase();
+        assert!(!slow.contains("presence.message"));
+        let errors = c.info("errorstats");
+        let oom = errors.get("errorstat_OOM").map_or("", String::as_str);
+        assert_eq!(oom, if refused > 0 { "count=20" } else { "" }, "{errors:?}");
+        assert_eq!(errors.len(), usize::from(refused > 0), "{errors:?}");
+    }
 }
 
 #[test]
