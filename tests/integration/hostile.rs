@@ -172,9 +172,13 @@ struct Victim {
 impl Victim {
     fn new(compression: bool) -> Victim {
         let compression = if compression { "yes" } else { "no" };
-        // A short history, because there is a payload to each bit of it.
-        let server =
-            Server::with(&[("rdbcompression", compression), ("presence.history-length", "4")]);
+        // A short history, because there is a payload to each bit of it; and one that does not expire, however long
+        // the test runs: the genuine payload is loaded again at the end and must be as long as it was.
+        let server = Server::with(&[
+            ("rdbcompression", compression),
+            ("presence.history-length", "4"),
+            ("presence.history-ttl-ms", "31536000000"),
+        ]);
         let mut c = server.connect();
         // Whatever else can be in a payload, the server itself checks.
         let _ = c.try_cmd("CONFIG SET sanitize-dump-payload yes"); // not a setting of every server
