@@ -465,6 +465,8 @@ fn a_closed_space_survives_a_restart() {
     for (what, builder, stop, lines) in ways {
         let server = builder.clone().config("presence.history-ttl-ms", "200").start();
         let mut c = server.connect();
+        // However long it takes until the spaces are closed: what is kept then stays.
+        c.ok("CONFIG SET presence.history-ttl-ms 60000");
         for space in ["long", "short", "del"] {
             c.ok(["PRESENCE.ONLINE", space, "USERS", "2", "a", "b"]);
             c.ok(["PRESENCE.MESSAGE", space, "a", "bye"]);
@@ -473,6 +475,7 @@ fn a_closed_space_survives_a_restart() {
         c.ok("PRESENCE.CLOSE short PX 700");
         let short = now_ms() + 700;
         c.ok("PRESENCE.CLOSE del EX 600");
+        c.ok("CONFIG SET presence.history-ttl-ms 200");
         let told = ask(&mut c, "long");
         assert_eq!(told.seqs(), [1, 2, 3, 4]);
         for line in *lines {

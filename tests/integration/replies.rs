@@ -449,6 +449,32 @@ fn a_wait_on_a_replica_ends_with_one_reply() {
     });
 }
 
+/// A cluster that goes down: Redis ends waits with an error, Valkey lets those of modules go on.
+#[test]
+fn a_cluster_that_is_down_ends_waits_with_one_reply() {
+    let server = Server::with(&[("cluster-enabled", "yes"), ("cluster-node-timeout", "500")]);
+    let mut admin = server.connect();
+    let state = |c: &mut Conn, wanted: &str| c.text("CLUSTER INFO").contains(wanted);
+    admin.ok("CLUSTER ADDSLOTSRANGE 0 16383");
+    wait_until("a cluster of one", SOON, || state(&mut admin, "cluster_state:ok"));
+    prepare(&mut admin);
+    let mut c = server.connect();
+    c.send("PRESENCE.EVENTS s AFTER $ BLOCK 2000").unwrap();
+    c.send("ECHO behind").unwrap();
+    wait_until("the client to wait", SOON, || blocked(&mut admin) == "1");
+    admin.ok("CLUSTER DELSLOTSRANGE 0 16383");
+    match c.recv() {
+        Ok(reply) => told(&reply),
+        Err(e) => assert!(e.starts_with("CLUSTERDOWN "), "{e}"),
+    }
+    assert_eq!(text(&c.recv().unwrap()), "behind");
+    in_step(&mut c, "down", &one_by_one(calls()));
+    admin.ok("CLUSTER ADDSLOTSRANGE 0 16383");
+    wait_until("a cluster of one", SOON, || state(&mut admin, "cluster_state:ok"));
+    prepare(&mut admin);
+    in_step(&mut c, "up again", &one_by_one(calls()));
+}
+
 /// A shutdown ends the connections of those who wait, and the server does end.
 #[test]
 fn a_shutdown_ends_waits() {
