@@ -279,7 +279,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(20_000))]
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(5_000))]
 
         /// Two spaces never share a channel, in either mode and with any prefix; in sharded mode the
         /// channel is in the slot of the key.

@@ -19,6 +19,7 @@ fn calls() -> Vec<Vec<Vec<u8>>> {
             "PRESENCE.ONLINE # a SESSION x META [1] EX 600 XX",
             "PRESENCE.ONLINE # USERS 2 a b PX 600000",
             "PRESENCE.ONLINE # SESSIONS 1 a x",
+            "PRESENCE.ONLINE # USERS 2 a nobody XX",
             "PRESENCE.ONLINE # a EX 0",
             "PRESENCE.ONLINE # USERS 9 a",
             "PRESENCE.ONLINE #",
