@@ -1,7 +1,7 @@
 //! The programs in examples/, run as a user runs them, through restarts of the server and of themselves.
 //!
-//! `scripts/examples-setup` fetches what they need. Where a language is not there, its tests say so on stderr, past the
-//! test runner's capture, and do nothing; of the Go program the syntax is checked then, where that can be.
+//! `scripts/examples-setup` fetches what they need. Where a language is not there, its tests report that they
+//! are not tested; of the Go program the syntax is checked then, where that can be.
 
 use crate::harness::*;
 use crate::history::{ask, waiting};
@@ -25,7 +25,7 @@ enum Language {
 }
 
 impl Language {
-    /// The interpreter and the program's file; None, and a line that says so, where the language is not set up.
+    /// The interpreter and the program's file; None where the language is not set up, which is reported.
     fn program(self, name: &str) -> Option<(PathBuf, PathBuf)> {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
         let (interpreter, list, installed, file) = match self {
@@ -46,18 +46,11 @@ impl Language {
         let runs =
             Command::new(&interpreter).arg("--version").output().is_ok_and(|o| o.status.success());
         if !runs || read(installed).is_none() || read(installed) != read(list) {
-            say(&format!(
-                "{name} in {self:?} NOT TESTED: it is not set up (scripts/examples-setup)"
-            ));
+            not_tested(&format!("{self:?} is not set up (scripts/examples-setup)"));
             return None;
         }
         Some((interpreter, examples.join(file)))
     }
-}
-
-/// Past the test runner's capture: println! would be captured, and nobody would know.
-fn say(line: &str) {
-    let _ = std::io::stderr().write_all(format!("\nexamples: {line}\n").as_bytes());
 }
 
 /// A running example; ended, by SIGKILL, when dropped.
@@ -135,8 +128,7 @@ impl Program {
     }
 
     fn terminate(&mut self) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        signal(self.child.id(), Signal::TERM);
     }
 
     fn end_input(&mut self) {
@@ -588,11 +580,9 @@ fn go_faults(text: &str) -> Option<String> {
 
 fn check_go_syntax() {
     if go_checker().is_none() {
-        return say(
-            "heartbeat in Go NOT TESTED: nothing is set up for it (scripts/examples-setup)",
-        );
+        return not_tested("Go is not set up (scripts/examples-setup)");
     }
-    say("heartbeat in Go: only its syntax is checked, for want of Go with go-redis (scripts/examples-setup)");
+    not_tested("only its syntax is checked: there is no Go with go-redis (scripts/examples-setup)");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/go/heartbeat.go");
     let text = std::fs::read_to_string(file).unwrap();
     assert_eq!(go_faults(&text), None);

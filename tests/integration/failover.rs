@@ -101,11 +101,9 @@ impl Drop for Sentinel {
         let _ = self.child.wait();
         if thread::panicking() {
             let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-            eprintln!(
-                "--- the end of the log of the sentinel on port {}:\n{}",
-                self.port,
-                tail(&log)
-            );
+            let mut dump = Dump::new();
+            dump.add(&format!("log of the sentinel on port {}", self.port), &log);
+            eprintln!("the sentinel on port {}: its log: {}", self.port, dump.write());
         }
     }
 }
@@ -561,7 +559,7 @@ fn failovers_that_come_to_nothing() {
         for round in 0..6 {
             let before = ca.stat("timeouts");
             wait_until("a little load", SOON, || ca.stat("timeouts") > before + 20);
-            signal(b.pid(), "STOP");
+            signal(b.pid(), Signal::STOP);
             ca.ok("PRESENCE.ONLINE s0 unheard PX 100");
             if round % 2 == 0 {
                 ca.ok(args!["FAILOVER", "TO", "127.0.0.1", i64::from(b.port), "TIMEOUT", 300]);
@@ -575,7 +573,7 @@ fn failovers_that_come_to_nothing() {
             wait_until("the failover to be over", SOON * 2, || {
                 failover_state(&mut ca) == "no-failover"
             });
-            signal(b.pid(), "CONT");
+            signal(b.pid(), Signal::CONT);
             assert_eq!(ca.info("replication")["role"], "master");
         }
     });

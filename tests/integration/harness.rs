@@ -18,7 +18,8 @@
 //!
 //! Rules: no sleep where a condition can be waited for; upper bounds on time are generous (two cores, many servers),
 //! lower bounds are exact. Each test has its own server, port and directory, so tests run side by side. A server ends
-//! with its `Server`; one that died by itself fails the test, with the end of its log. Do not keep a `Server` in a
+//! with its `Server`; one that died by itself fails the test. What the servers of a failed test have to show is written
+//! to a file in `target/test-failures`, whose path the test prints. Do not keep a `Server` in a
 //! static: statics are never dropped.
 //!
 //! `PRESENCE_SERVER` names the server's binary (default `redis-server`), `PRESENCE_MODULE` the module (default
@@ -36,6 +37,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+pub use presence_testkit::*;
 pub use redis::Value;
 use serde_json::Value as Json;
 
@@ -357,20 +359,10 @@ impl Server {
     }
 }
 
-/// Sends a signal to a process of the test's own: "STOP", "CONT".
-#[track_caller]
-pub fn signal(pid: u32, name: &str) {
-    let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
-    assert!(status.unwrap().success(), "kill -{name} {pid}");
-}
-
 impl Running {
     fn kill(&mut self) {
         if self.pid != self.child.id() {
-            let _ = Command::new("kill")
-                .args(["-9", &self.pid.to_string()])
-                .stderr(Stdio::null())
-                .status();
+            let _ = try_signal(self.pid, Signal::KILL);
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -395,18 +387,18 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let crashed = self.crashed();
-        if thread::panicking() && !crashed {
-            eprintln!("--- what the server on port {} says:\n{}", self.port, self.last_words());
+        let failed = crashed || thread::panicking();
+        let mut dump = Dump::new();
+        if failed && !crashed {
+            dump.add(&format!("clients and statistics of port {}", self.port), &self.last_words());
         }
         if let Some(mut running) = self.running().take() {
             running.kill();
         }
-        if crashed || thread::panicking() {
-            eprintln!(
-                "--- the end of the log of the server on port {}:\n{}",
-                self.port,
-                tail(&self.log())
-            );
+        if failed {
+            dump.add(&format!("log of the server on port {}", self.port), &self.log());
+            let what = if crashed { "crashed; its log" } else { "log, clients, statistics" };
+            eprintln!("the server on port {}: {what}: {}", self.port, dump.write());
         }
         if crashed && !thread::panicking() {
             panic!("the server died by itself");
@@ -495,7 +487,7 @@ fn log_of(dir: &Path) -> String {
 
 pub fn tail(log: &str) -> String {
     let lines: Vec<_> = log.lines().collect();
-    lines[lines.len().saturating_sub(60)..].join("\n")
+    lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

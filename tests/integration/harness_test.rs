@@ -35,6 +35,10 @@ fn harness_notices_a_crash() {
     wait_until("the crash", SOON, || server.crashed());
     let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(server)));
     assert!(dropped.is_err());
+    // Its log is in a file, and there in full.
+    let dump = std::fs::read_to_string(Dump::path()).unwrap();
+    assert!(dump.contains("Ready to accept connections"), "{dump}");
+    std::fs::remove_file(Dump::path()).unwrap();
 }
 
 /// A process that is stopped and goes on has the reads interrupted that it waits in.
@@ -45,6 +49,7 @@ fn harness_gets_the_reply_after_an_interrupted_read() {
     waits.send("BLPOP list 0").unwrap();
     let reply = std::thread::spawn(move || texts(&waits.recv().unwrap()));
     wait_until("the read", SOON, || c.text("CLIENT LIST").contains("cmd=blpop"));
+    // From another process, because a stopped one cannot continue itself. `kill` is a builtin of every sh.
     let script = "for i in 1 2 3 4 5; do kill -STOP $0; kill -CONT $0; done";
     let this = std::process::id().to_string();
     let ended = std::process::Command::new("sh").args(["-c", script, &this]).status().unwrap();

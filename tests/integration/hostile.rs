@@ -206,7 +206,7 @@ impl Victim {
                     "{}: {e}\npayload: {}\n{}",
                     what(),
                     payload.escape_ascii(),
-                    self.server.log()
+                    tail(&self.server.log())
                 )
             }
             Err(_) => self.refused += 1,
@@ -821,7 +821,7 @@ fn barrage(
                         "{}: {e}; the batch was\n{}\n{}",
                         show(words),
                         all.join("\n"),
-                        server.log()
+                        tail(&server.log())
                     );
                 }
                 Err(_) => {}
@@ -938,7 +938,7 @@ fn random_calls_of_all_commands_also_the_internal_ones() {
                         .map(|w| w.escape_ascii().to_string())
                         .collect::<Vec<_>>()
                         .join(" "),
-                    server.log()
+                    tail(&server.log())
                 );
             }
         }

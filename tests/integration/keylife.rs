@@ -732,15 +732,14 @@ fn flushing_one_database_leaves_the_others() {
 
 // --- loading ---------------------------------------------------------------------------------------------------------
 
-fn signal(pid: &str, signal: &str) {
-    std::process::Command::new("kill").args([signal, pid]).status().unwrap();
-}
-
 /// Ends a server and those who save for it: some send a snapshot to its end without their parent.
 fn kill_with_children(server: &Server) {
     let pid = server.pid();
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    children.split_whitespace().for_each(|child| signal(child, "-9"));
+    // A child may end before the signal arrives.
+    for child in children.split_whitespace().map(|pid| pid.parse().unwrap()) {
+        let _ = try_signal(child, Signal::KILL);
+    }
     server.stop(Stop::Kill);
 }
 
@@ -772,7 +771,7 @@ fn dataset_loaded_aside(breaks_off: bool) {
         assert_eq!(p.int("WAIT 1 20000"), 1);
 
         // It misses more than the backlog holds, and has to take in everything anew: slowly.
-        signal(&replica.pid().to_string(), "-STOP");
+        signal(replica.pid(), Signal::STOP);
         p.ok("CLIENT KILL TYPE replica");
         p.ok("FLUSHALL");
         online(&mut p, "both", "is", lease);
@@ -783,7 +782,7 @@ fn dataset_loaded_aside(breaks_off: bool) {
             p.ok(args!["SET", format!("k{key}"), "x".repeat(5000)]);
         }
         p.ok(args!["CONFIG", "SET", "rdb-key-save-delay", 2 * lease_ms]); // us, for each of 63 keys
-        signal(&replica.pid().to_string(), "-CONT");
+        signal(replica.pid(), Signal::CONT);
         let loads = |r: &mut Conn| r.info("persistence")["async_loading"] == "1";
         wait_until("the load to begin", SOON * 4, || loads(&mut r) || r.int("EXISTS new") == 1);
         let served = r.space("both");

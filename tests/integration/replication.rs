@@ -379,13 +379,13 @@ fn pauses_and_shutdowns_with_lapses_due() {
     for i in 0..500 {
         p.ok(args!["PRESENCE.ONLINE", "s", format!("u{i}"), "PX", 100 + i]);
     }
-    signal(r_server.pid(), "STOP");
+    signal(r_server.pid(), Signal::STOP);
     for i in 0..500 {
         p.ok(args!["PRESENCE.ONLINE", "s", format!("v{i}"), "PX", 100 + i]);
     }
     p_server.stop(Stop::Save);
-    signal(r_server.pid(), "CONT");
-    assert!(!p_server.log().contains("ASSERT"), "{}", p_server.log());
+    signal(r_server.pid(), Signal::CONT);
+    assert!(!p_server.log().contains("ASSERT"), "{}", tail(&p_server.log()));
     p_server.start_again();
     let mut p = p_server.connect();
     sync(&mut p, &mut r);

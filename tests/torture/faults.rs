@@ -135,9 +135,9 @@ impl<'a> Cluster<'a> {
             }
             Fault::Stop { node, hold } => {
                 let (node, began) = (node % self.nodes.len(), now_ms());
-                self.nodes[node].signal("-STOP");
+                self.nodes[node].signal(Signal::STOP);
                 thread::sleep(ms(hold));
-                self.nodes[node].signal("-CONT");
+                self.nodes[node].signal(Signal::CONT);
                 self.held_up_since(began);
                 Ok(())
             }
@@ -215,7 +215,7 @@ impl<'a> Cluster<'a> {
         let (old, era) = (self.primary, self.round.eras.len() - 1);
         let ended = now_ms();
         if stop {
-            self.nodes[old].signal("-STOP");
+            self.nodes[old].signal(Signal::STOP);
         }
         for node in self.replicas_of(old) {
             self.cut_off(node, Cut::Broken);
@@ -225,7 +225,7 @@ impl<'a> Cluster<'a> {
             .await_links_down(old)
             .and_then(|()| self.promote("promotion beside a living primary", old, ended, chain));
         if stop {
-            self.nodes[old].signal("-CONT");
+            self.nodes[old].signal(Signal::CONT);
             self.held_up_since(ended);
         }
         promoted?;

@@ -107,10 +107,8 @@ impl Node {
         self.recorders.last_mut().unwrap()
     }
 
-    pub fn signal(&self, name: &str) {
-        let pid = self.server.pid().to_string();
-        let status = std::process::Command::new("kill").args([name, &pid]).status();
-        assert!(status.is_ok_and(|status| status.success()), "kill {name} {pid}");
+    pub fn signal(&self, which: Signal) {
+        signal(self.server.pid(), which);
     }
 
     /// Says in the configuration of a server that is not running whom it replicates, if anybody.

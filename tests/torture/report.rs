@@ -1,7 +1,7 @@
 //! What a run prints: a line for each round, and of a failure what is needed to understand it.
 
 use crate::checker::Wrong;
-use crate::harness::{module_path, server_path};
+use crate::harness::{module_path, server_path, Dump};
 use crate::observed::{Heard, Loss, Round};
 use crate::plan::Plan;
 use std::fmt::Write;
@@ -38,8 +38,28 @@ pub fn summary(plan: &Plan, round: &Round, took: Duration) -> String {
     )
 }
 
-/// What was wrong, and for the first of it what led to it.
+/// What was wrong, in short, and how to repeat it. The rest is in a file whose path is part of the text.
 pub fn failure(plan: &Plan, round: &Round, wrong: &[Wrong]) -> String {
+    let mut dump = Dump::new();
+    dump.add("torture", &details(plan, round, wrong));
+    let mut out = format!("{} things were wrong in round {}\n\n", wrong.len(), plan.round);
+    for wrong in wrong.iter().take(2) {
+        let _ = writeln!(out, "* {}: {}\n", wrong.rule, cut(&wrong.text, 500));
+    }
+    let _ = write!(
+        out,
+        "what led to it: {}\n\n{} with {}\n\nthe same clients and faults again (when exactly each happens is up to the machine):\n  make torture SEED={} ROUND={}",
+        dump.write(),
+        server_path().display(),
+        module_path().display(),
+        plan.seed,
+        plan.round
+    );
+    out
+}
+
+/// What was wrong, and for the first of it what led to it.
+fn details(plan: &Plan, round: &Round, wrong: &[Wrong]) -> String {
     let mut out = format!("{} things were wrong in round {}\n\n", wrong.len(), plan.round);
     let w = &mut out;
     for wrong in wrong.iter().take(SHOWN) {
@@ -99,14 +119,6 @@ pub fn failure(plan: &Plan, round: &Round, wrong: &[Wrong]) -> String {
         );
     }
     let _ = writeln!(w, "full synchronisations: {:?}", round.full_syncs);
-    let _ = writeln!(
-        w,
-        "{} with {}\n\nthe same clients and faults again (when exactly each happens is up to the machine):\n  make torture SEED={} ROUND={}",
-        server_path().display(),
-        module_path().display(),
-        plan.seed,
-        plan.round
-    );
     out
 }
 

@@ -4,7 +4,7 @@ use crate::harness::*;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -41,7 +41,7 @@ struct Shared {
 }
 
 impl Browser {
-    /// None, and a line that says so, where there is no Chromium. `PRESENCE_BROWSER=required` makes that a failure.
+    /// None where there is no Chromium, which is reported. `PRESENCE_BROWSER=required` makes that a failure.
     pub async fn start() -> Option<Browser> {
         let names = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
         let runs = |name: &&&str| {
@@ -50,9 +50,7 @@ impl Browser {
         };
         let Some(program) = names.iter().find(runs) else {
             assert!(std::env::var("PRESENCE_BROWSER").is_err(), "no chromium, and it is required");
-            // println! would be captured, and nobody would know.
-            let line = b"\n*** gateway: the page is NOT TESTED: there is no chromium (apt-get install chromium)\n";
-            let _ = std::io::stderr().write_all(line);
+            not_tested("there is no chromium (apt-get install chromium)");
             return None;
         };
         let profile = tempfile::Builder::new().prefix("gateway-chromium-").tempdir().unwrap();

@@ -178,9 +178,9 @@ async fn the_server_hangs() {
     let server = Server::start().await;
     let gateway = Gateway::start(&server).await;
     let mut alice = gateway.join("/s?identity=alice").await;
-    server.signal("STOP");
+    server.signal(Signal::STOP);
     eventually("bad health", async || gateway.get("/health").await.0 == 503).await;
-    server.signal("CONT");
+    server.signal(Signal::CONT);
     eventually("health", async || gateway.get("/health").await.0 == 200).await;
     let _: i64 = server.ask("PRESENCE.ONLINE s bob").await;
     let join = alice.next().await;

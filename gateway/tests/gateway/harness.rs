@@ -7,6 +7,7 @@
 //! `target/release/presence.so` of this project).
 
 use futures_util::{SinkExt, StreamExt};
+pub use presence_testkit::{not_tested, signal, Signal};
 pub use serde_json::{json, Value as Json};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -174,9 +175,8 @@ impl Server {
     }
 
     /// STOP and CONT: a server that is there and does not answer, and goes on.
-    pub fn signal(&self, name: &str) {
-        let pid = self.child.as_ref().expect("it runs").id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    pub fn signal(&self, which: Signal) {
+        signal(self.child.as_ref().expect("it runs").id(), which);
     }
 
     pub fn kill(&mut self) {
@@ -257,8 +257,7 @@ impl Gateway {
 
     /// SIGTERM, and its exit status.
     pub async fn end(mut self) -> bool {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").arg(&pid).status().unwrap().success());
+        signal(self.child.id(), Signal::TERM);
         let end = Instant::now() + SOON;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
