@@ -79,6 +79,8 @@ setup-build:
 # written over, so the product is a copy that arrives by a rename.
 .PHONY: build
 build: setup-build ## build the module, optimised: target/release/presence.so
+	@[[ -e "$(MODULE)" ]] || \
+	    echo 'build: the first build takes one to two minutes on two cores, and downloads some 10 MB of crates'
 	@echo 'build: cargo build --release'
 	@"$(CARGO)" build --locked --release
 	@cp -- "$(TARGET)/release/libpresence.so" "$(MODULE).new"
@@ -95,10 +97,14 @@ run: check-port setup build ## set up, build, start SERVER with the module on PO
 	@exec scripts/run
 
 .PHONY: test
-test: setup build ## set up, build, run all tests: the core's, and the whole against SERVER
+test: setup build ## set up, build, run all tests: the core's, and the whole against SERVER (seven minutes)
 	@scripts/examples-setup
-	@server=$$(scripts/server); echo "test: unit and integration tests on $$server"; \
-	PRESENCE_SERVER=$$server "$(CARGO)" test --locked
+	@server=$$(scripts/server); PRESENCE_SERVER=$$server CARGO="$(CARGO)" scripts/test
+
+.PHONY: examples
+examples: ## fetch what the programs in examples/ need (examples/README.md says how to run them)
+	@scripts/examples-setup
+	@echo 'examples: ready; examples/README.md says how to run them'
 
 .PHONY: torture
 torture: setup build ## random clients and faults against SERVER for SECONDS, and a checker of all that was heard
@@ -119,7 +125,7 @@ lint: setup-build ## check formatting, clippy without a warning, and the scripts
 	@if "$(CARGO)" clippy --version >/dev/null 2>&1; then \
 	    echo 'lint: cargo clippy'; "$(CARGO)" clippy --locked --workspace --all-targets -- -D warnings; \
 	else echo 'lint: clippy not run, it is missing (rustup component add clippy)'; fi
-	@echo 'lint: bash -n'; for script in $$(grep -lE '^#!.*bash' scripts/* .ci/run); do bash -n "$$script"; done
+	@echo 'lint: bash -n'; for script in scripts/* .ci/run; do bash -n "$$script"; done
 
 .PHONY: doc
 doc: setup-build ## write the code's documentation: target/doc/presence/index.html
@@ -131,18 +137,28 @@ doc: setup-build ## write the code's documentation: target/doc/presence/index.ht
 
 .PHONY: gateway
 gateway: setup-build ## build the WebSocket gateway: target/gateway/presence-gateway
+	@[[ -e "$(PRESENCE_GATEWAY)" ]] || \
+	    echo 'gateway: the first build takes about a minute on two cores, and downloads some 10 MB of crates'
 	@echo 'gateway: cargo build -p presence-gateway'
 	@"$(CARGO)" build --locked --profile gateway -p presence-gateway
 
+.PHONY: check-demo-port
+check-demo-port:
+	@scripts/demo check
+
 .PHONY: demo
-demo: setup build gateway ## set up, build, start a server, the gateway and a page to see presence on
+demo: check-demo-port setup build gateway ## set up, build, start a server, the gateway and a page to see presence on
 	@exec scripts/demo
 
+.PHONY: check-open-files
+check-open-files:
+	@scripts/test-demo check
+
 .PHONY: test-demo
-test-demo: setup build ## test the gateway and, in a browser, the page (installs chromium where it may)
+test-demo: check-open-files setup build ## test the gateway and, in a browser, the page (installs chromium where it may)
 	@scripts/demo-setup
 	@server=$$(scripts/server); echo "test-demo: the gateway's tests on $$server"; \
-	PRESENCE_SERVER=$$server scripts/test-demo
+	PRESENCE_SERVER=$$server CARGO="$(CARGO)" scripts/test-demo
 
 .PHONY: screenshot
 screenshot: setup build ## make docs/demo.png, the picture of the demo in README.md
@@ -167,7 +183,7 @@ engines: ## fetch Redis 7.0, 8.0 and Valkey 8, 9 into ./engines, without root
 	@scripts/engines $(ENGINES)
 
 .PHONY: test-engines
-test-engines: build engines ## run the integration tests on each of the engines
+test-engines: engines build ## run the integration tests on each of the engines
 	@CARGO="$(CARGO)" scripts/test-engines $(ENGINES)
 
 .PHONY: deny
@@ -196,3 +212,13 @@ clean: ## remove what was built and what `make run` left (./engines stays)
 	@echo 'clean: $(TARGET), $(CURDIR)/run'
 	@"$(CARGO)" clean --quiet
 	@rm -rf run
+
+# The other folders. make would take their names for files that are up to date, and do nothing.
+meant-tests := 'make test' runs the tests
+meant-docs := 'make doc' writes the code documentation, README.md is the manual
+meant-benches := 'make bench' measures everything, 'make bench-quick' in two minutes
+meant-src := 'make build' builds the module
+FOLDERS := $(filter-out run gateway engines examples, $(patsubst %/,%,$(wildcard */)))
+.PHONY: $(FOLDERS)
+$(FOLDERS):
+	@echo "make: '$@' is a folder and no target; $(or $(meant-$@),'make' lists what can be done)" >&2; exit 2
