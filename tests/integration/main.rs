@@ -27,5 +27,6 @@ mod persistence;
 mod renamed;
 mod replication;
 mod replies;
+mod scripts;
 mod stream;
 mod tour;
