@@ -80,7 +80,7 @@ setup-build:
 .PHONY: build
 build: setup-build ## build the module, optimised: target/release/presence.so
 	@[[ -e "$(MODULE)" ]] || \
-	    echo 'build: the first build takes one to two minutes on two cores, and downloads some 10 MB of crates'
+	    echo 'build: the first build takes one to two minutes on two cores, and downloads 7 MB of crates'
 	@echo 'build: cargo build --release'
 	@"$(CARGO)" build --locked --release
 	@cp -- "$(TARGET)/release/libpresence.so" "$(MODULE).new"
@@ -138,7 +138,7 @@ doc: setup-build ## write the code's documentation: target/doc/presence/index.ht
 .PHONY: gateway
 gateway: setup-build ## build the WebSocket gateway: target/gateway/presence-gateway
 	@[[ -e "$(PRESENCE_GATEWAY)" ]] || \
-	    echo 'gateway: the first build takes about a minute on two cores, and downloads some 10 MB of crates'
+	    echo 'gateway: the first build takes about a minute on two cores, and downloads 7 MB of crates'
 	@echo 'gateway: cargo build -p presence-gateway'
 	@"$(CARGO)" build --locked --profile gateway -p presence-gateway
 

@@ -498,6 +498,15 @@ fn limits_refuse_the_new_and_let_the_old_be() {
     let replies: Vec<_> = lines.iter().map(|_| c.recv()).collect();
     assert_eq!(replies[3], Ok(Value::Int(4)));
     assert_eq!(c.int("PRESENCE.COUNT s"), 4);
+    // A lingering session counts as a live one.
+    c.ok("PRESENCE.ONLINE lingering a SESSION x EX 6000");
+    c.ok("CONFIG SET presence.max-sessions-per-user 1");
+    c.ok("PRESENCE.OFFLINE lingering a SESSION x LINGER 60000");
+    let error = c.err("PRESENCE.ONLINE lingering a SESSION y");
+    assert!(error.contains("presence.max-sessions-per-user is 1"), "{error}");
+    c.ok("CONFIG SET presence.max-users-per-space 1");
+    let error = c.err("PRESENCE.ONLINE lingering b");
+    assert!(error.contains("presence.max-users-per-space is 1"), "{error}");
     // A limit that shrinks throws nobody out.
     c.ok("CONFIG SET presence.max-users-per-space 1");
     c.ok("CONFIG SET presence.max-sessions-per-user 1");

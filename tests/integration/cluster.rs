@@ -1,6 +1,7 @@
 //! Three primaries, three replicas: events reach every node once, slots move with people in them, failovers lose
 //! nobody.
 
+use crate::examples::Language;
 use crate::harness::*;
 use rand::seq::IndexedRandom;
 use rand::Rng;
@@ -1274,4 +1275,43 @@ fn crashes_and_takeovers_cost_no_live_user() {
         assert_eq!(epochs.len(), 1, "{epochs:?}");
     }
     cluster.replicas_are_equal();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Client libraries
+
+/// How often the nodes have answered MOVED.
+fn redirections(cluster: &Cluster) -> u64 {
+    let count = |node: &Server| {
+        let stats = node.connect().info("errorstats");
+        let moved = stats.get("errorstat_MOVED").and_then(|s| s.strip_prefix("count="));
+        moved.map_or(0, |n| n.parse().unwrap())
+    };
+    cluster.nodes.iter().map(count).sum()
+}
+
+/// With what README.md says about each library, every command goes to the right node at once.
+#[test]
+fn node_libraries_find_the_node_of_a_space() {
+    let Some((node, script)) = Language::Node.script("node/test/routing.cjs") else { return };
+    let cluster = Cluster::start(&[]);
+    let port = cluster.nodes[0].port.to_string();
+    for words in [
+        &["redis", &port][..],
+        &["ioredis", &port],
+        &["iovalkey", &port],
+        &["ioredis", &port, "i:"],
+        &["iovalkey", &port, "v:"],
+    ] {
+        cluster.nodes.iter().for_each(|node| drop(node.connect().try_cmd("FLUSHALL")));
+        let before = redirections(&cluster);
+        let output = Command::new(&node).arg(&script).args(words).output().unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert_eq!(said.trim(), "60", "{words:?}");
+        assert_eq!(redirections(&cluster), before, "{words:?}");
+        let space = words.get(2).unwrap_or(&"").to_string() + "room:7";
+        let owner = cluster.owner(slot(&space));
+        assert_eq!(cluster.conn(owner).int(["EXISTS", &space]), 1, "{words:?}");
+    }
+    cluster.all_alive();
 }

@@ -19,7 +19,7 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 const LEASE_MS: i64 = 6000;
 
 #[derive(Clone, Copy, Debug)]
-enum Language {
+pub enum Language {
     Python,
     Node,
 }
@@ -27,20 +27,24 @@ enum Language {
 impl Language {
     /// The interpreter and the program's file; None where the language is not set up, which is reported.
     fn program(self, name: &str) -> Option<(PathBuf, PathBuf)> {
+        match self {
+            Language::Python => self.script(&format!("python/{name}.py")),
+            Language::Node => self.script(&format!("node/{name}.js")),
+        }
+    }
+
+    /// The same for a file below examples/.
+    pub fn script(self, file: &str) -> Option<(PathBuf, PathBuf)> {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
-        let (interpreter, list, installed, file) = match self {
+        let (interpreter, list, installed) = match self {
             Language::Python => (
                 examples.join("python/.venv/bin/python"),
                 "python/requirements.txt",
                 "python/.venv/installed",
-                format!("python/{name}.py"),
             ),
-            Language::Node => (
-                "node".into(),
-                "node/package-lock.json",
-                "node/node_modules/installed",
-                format!("node/{name}.js"),
-            ),
+            Language::Node => {
+                ("node".into(), "node/package-lock.json", "node/node_modules/installed")
+            }
         };
         let read = |file: &str| std::fs::read(examples.join(file)).ok();
         let runs =
@@ -665,4 +669,28 @@ fn contacts_in_python() {
 #[test]
 fn contacts_in_node() {
     contacts(Language::Node);
+}
+
+/// A space where nothing happens is no dead server, also with the timeouts that clients have by default.
+#[test]
+fn the_worker_of_the_readme_waits_on_a_quiet_space() {
+    let Some(program) = Language::Python.script("python/test/readme_worker.py") else { return };
+    let server = Server::start();
+    let mut c = server.connect();
+    c.ok("PRESENCE.ONLINE lobby alice EX 600");
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+    let mut worker = Program::run(&program, &server, &[readme, "lobby"]);
+    let asked = |c: &mut Conn| {
+        let stats = c.info("commandstats");
+        let calls = stats.get("cmdstat_presence.events").and_then(|s| s.split(['=', ',']).nth(1));
+        calls.map_or(0, |n| n.parse().unwrap())
+    };
+    wait_until("four calls without an event", PATIENCE, || {
+        assert!(worker.is_running(), "it ended by itself: {}", worker.errors());
+        asked(&mut c) >= 4
+    });
+    c.ok("PRESENCE.ONLINE lobby bob EX 600");
+    c.ok("PRESENCE.OFFLINE lobby alice");
+    worker.says(&["join bob 2", "leave alice 1"]);
+    worker.kill();
 }
