@@ -220,3 +220,52 @@ fn make_run_says_what_is_true() {
     run.end();
     std::fs::remove_dir_all(folder).unwrap();
 }
+
+/// `scripts/demo` with a program in the gateway's place, ended when dropped.
+struct Demo(Child);
+
+impl Demo {
+    /// Starts it, and waits until it says where its logs are.
+    fn start(gateway: &Path) -> (Demo, PathBuf) {
+        let mut command = program("bash", &["scripts/demo"]);
+        command.env("PRESENCE_MODULE", module_path()).env("PRESENCE_GATEWAY", gateway);
+        command.env("SERVER", server_path()).stdout(Stdio::piped());
+        let mut demo = Demo(command.spawn().unwrap());
+        let out = BufReader::new(demo.0.stdout.take().unwrap());
+        let logs = out.lines().map_while(Result::ok).find_map(|line| {
+            let (_, rest) = line.split_once("Logs are in ")?;
+            Some(rest.split_once(". ")?.0.to_string())
+        });
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(logs.expect("where its logs are"));
+        (demo, folder)
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        // It ends the server and the gateway itself.
+        let _ = try_signal(self.0.id(), Signal::TERM);
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn each_demo_keeps_its_own_logs() {
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = dir.path().join("gateway");
+    let script =
+        "#!/bin/sh\necho \"gateway: http://127.0.0.1:$PORT\"\necho started >&2\nexec sleep 600\n";
+    std::fs::write(&gateway, script).unwrap();
+    std::fs::set_permissions(&gateway, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (first, first_logs) = Demo::start(&gateway);
+    let (second, second_logs) = Demo::start(&gateway);
+    drop(first);
+    let (third, third_logs) = Demo::start(&gateway);
+    drop((second, third));
+    for folder in [&first_logs, &second_logs, &third_logs] {
+        for file in ["server.log", "gateway.log"] {
+            assert!(folder.join(file).metadata().unwrap().len() > 0, "{file}");
+        }
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
