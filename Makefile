@@ -108,7 +108,7 @@ examples: ## fetch what the programs in examples/ need (examples/README.md says 
 
 .PHONY: torture
 torture: setup build ## random clients and faults against SERVER for SECONDS, and a checker of all that was heard
-	@server=$$(scripts/server); echo "torture: $(SECONDS) s on $$server"; \
+	@server=$$(scripts/server); echo "torture: builds the tests, then $(SECONDS) s on $$server"; \
 	PRESENCE_SERVER=$$server PRESENCE_TORTURE_SECONDS=$(SECONDS) PRESENCE_SEED=$(SEED) PRESENCE_TORTURE_ROUND=$(ROUND) \
 	    "$(CARGO)" test --locked --test torture -- --nocapture
 
@@ -157,6 +157,8 @@ check-open-files:
 .PHONY: test-demo
 test-demo: check-open-files setup build ## test the gateway and, in a browser, the page (installs chromium where it may)
 	@scripts/demo-setup
+	@[[ -e "$(PRESENCE_GATEWAY)" ]] || \
+	    echo 'test-demo: the first build takes about two minutes on two cores, and downloads 10 MB of crates'
 	@server=$$(scripts/server); echo "test-demo: the gateway's tests on $$server"; \
 	PRESENCE_SERVER=$$server CARGO="$(CARGO)" scripts/test-demo
 
@@ -200,7 +202,8 @@ bench-build: build
 	@"$(CARGO)" build --locked --release --package presence-bench
 
 .PHONY: bench
-bench: setup bench-build ## measure everything beside the rivals, some minutes; writes docs/benchmarks.md (ONLY=, ROUNDS=)
+bench: setup bench-build ## measure everything beside the rivals, half an hour; writes docs/benchmarks.md (ONLY=, ROUNDS=)
+	@echo 'bench: takes about half an hour without ONLY=, on an otherwise idle machine'
 	@SERVER=$$(scripts/server) DOCS_DIR="$(CURDIR)/docs" "$(TARGET)/release/presence-bench"
 
 .PHONY: bench-quick
