@@ -169,6 +169,13 @@ impl Run {
         text
     }
 
+    /// Connects once the server has loaded its data: it accepts connections before that.
+    fn connect(&self) -> Conn {
+        let mut c = Conn::dial(self.port).unwrap();
+        wait_until("the data to be loaded", SOON, || c.try_cmd("PING").is_ok());
+        c
+    }
+
     fn end(mut self) {
         signal(self.child.id(), Signal::TERM);
         assert!(self.child.wait().unwrap().success());
@@ -191,9 +198,9 @@ fn make_run_says_what_is_true() {
     let said = run.says();
     assert!(!said.contains("data of the last run"), "{said}");
     assert!(said.contains(&format!("-p {port} --raw SUBSCRIBE presence:lobby")), "{said}");
-    let mut sub = Conn::dial(run.port).unwrap();
+    let mut sub = run.connect();
     sub.ok("SUBSCRIBE presence:lobby");
-    let mut c = Conn::dial(run.port).unwrap();
+    let mut c = run.connect();
     let commands: Vec<&str> =
         said.lines().map(str::trim).filter(|line| line.starts_with("PRESENCE.")).collect();
     assert_eq!(commands.len(), 5, "{said}");
@@ -210,12 +217,12 @@ fn make_run_says_what_is_true() {
 
     let mut run = Run::start(port, true);
     assert!(run.says().contains("goes on with the data of the last run"));
-    let mut c = Conn::dial(port).unwrap();
+    let mut c = run.connect();
     assert_eq!(c.int("PRESENCE.COUNT lobby"), 1);
     run.end();
     let mut run = Run::start(port, false);
     assert!(run.says().contains("removes the data of the last run"));
-    let mut c = Conn::dial(port).unwrap();
+    let mut c = run.connect();
     assert_eq!(c.int("PRESENCE.COUNT lobby"), 0);
     run.end();
     std::fs::remove_dir_all(folder).unwrap();
