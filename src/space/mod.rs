@@ -45,6 +45,9 @@ pub const MAX_TIMESTAMP: u64 = (1 << 62) - 1;
 /// At most so many leaves of lapsed sessions are told by who closes a space.
 const LEAVES_BEFORE_CLOSE: usize = 4096;
 
+/// A sweep asks whether there is time left after so many events that it removed from a history.
+const TRIMMED_AT_ONCE: usize = 64;
+
 /// The size of the allocation that serves a request of `bytes`: the size classes of jemalloc,
 /// four to a doubling.
 pub fn allocated(bytes: usize) -> usize {
@@ -245,8 +248,8 @@ impl Space {
     pub fn kept_events(&self, now: Timestamp, retention: Retention) -> usize {
         match self.history() {
             None => 0,
-            // What a closed space has to tell, it tells to its end.
-            Some(history) if self.is_closed() => history.len(),
+            // A closed space keeps its events until it is deleted.
+            Some(history) if self.is_closed() => history.live(),
             Some(history) => history.kept(now, retention),
         }
     }
@@ -279,6 +282,9 @@ impl Space {
 
     /// The moment from which a sweep may find something to do; 0 is at once.
     pub fn next_due(&self, retention: Retention) -> Timestamp {
+        if self.history().is_some_and(History::has_excess) {
+            return 0;
+        }
         if self.is_closed() {
             return self.closed_until;
         }
@@ -308,8 +314,8 @@ impl Space {
                 meta: record.meta().map(text),
             });
         }
-        for (at, event) in self.history().into_iter().flat_map(|history| history.newest(usize::MAX))
-        {
+        let history = self.history().into_iter();
+        for (at, event) in history.flat_map(|history| history.newest(history.live())) {
             tell(&Effect::Event { at, text: text(event) });
         }
     }
@@ -757,11 +763,38 @@ impl Space {
                 return Swept { ended, more: true };
             }
         }
-        // Reads hide what is too old; only a history that is over as a whole is worth a change.
-        if self.history.is_some() && self.kept_events(at.now, at.limits.retention) == 0 {
-            self.trim(0, sink);
+        if !self.sweep_history(at, sink, may_go_on) {
+            return Swept { ended, more: true };
         }
         Swept { ended, more: !self.tidy(at.now, may_go_on) }
+    }
+
+    /// Frees what the history no longer keeps. Returns whether there was time for all of it.
+    fn sweep_history<S: Sink>(
+        &mut self,
+        at: At,
+        sink: &mut S,
+        may_go_on: &mut impl FnMut() -> bool,
+    ) -> bool {
+        let Some(history) = self.history() else { return true };
+        let (mut length, live) = (history.len(), history.live());
+        let keep = self.kept_events(at.now, at.limits.retention);
+        // Readers do not see what is too old. To remove it is worth a change only if that is all, or
+        // more than an event could remove. A spent space is deleted as a whole, in the background.
+        if (keep > 0 && length == live) || self.is_spent(at.now, at.limits.retention) {
+            return true;
+        }
+        while length > keep {
+            length = length.saturating_sub(TRIMMED_AT_ONCE).max(keep);
+            if let Some(history) = &mut self.history {
+                history.truncate_to(length);
+            }
+            if length > keep && !may_go_on() {
+                break;
+            }
+        }
+        self.trim(length, sink);
+        length == keep
     }
 
     /// Sorts the leases that end soon, for as long as `may_go_on`: the part of a sweep that ends nothing.

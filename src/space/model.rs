@@ -471,13 +471,11 @@ proptest! {
         let swept = space.sweep(at, &mut Silent, &mut || true);
         prop_assert!(!swept.more);
         prop_assert_eq!(space.stored(), (0, 0));
+        prop_assert_eq!(space.members.heap_bytes(), 0);
         // … and its history, which no sweep had trimmed in between.
         now += RETENTION.ttl;
         space.sweep(At { now, ..at }, &mut Silent, &mut || true);
         prop_assert!(space.is_spent(now, RETENTION));
-        if !space.is_closed() {
-            prop_assert_eq!(space.heap_bytes(), 0);
-        }
     }
 }
 
@@ -730,6 +728,66 @@ mod many_sessions {
                 let copy = space.clone();
                 prop_assert_eq!(dump(&copy), dump(&space));
             }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    /// Wherever the clock is set and whatever a snapshot says: once a sweep is through, nothing is
+    /// due, or the key is to be deleted. And a replica that applies its effects is the same.
+    #[test]
+    fn after_a_sweep_nothing_is_due(
+        restored in prop::collection::vec(0..200u64, 0..200),
+        steps in prop::collection::vec((0..200u64, 0..7u8, 0..300u64, 0..150u64), 1..40),
+    ) {
+        let mut heard = Heard::default();
+        let mut space = Space::new(1);
+        let begin = Effect::Begin { epoch: 1, seq: restored.len() as u64, closed_until: 0 };
+        space.restore(&begin).unwrap();
+        for (n, at) in restored.iter().enumerate() {
+            let text = format!(
+                r#"{{"id":"1-{}","space":"s","type":"close","users":0,"at":{at}}}"#, n + 1
+            );
+            space.restore(&Effect::Event { at: *at, text: &text }).unwrap();
+        }
+        let mut replica = space.clone();
+        for (now, what, length, ttl) in steps {
+            let retention = Retention { length, ttl };
+            let limits = Limits { sessions_per_user: 9, users: 0, retention };
+            let at = At { space: b"s", now, limits };
+            heard.effect(&Effect::Keep { length, ttl });
+            match what {
+                0 => {
+                    let list = [("a", ""), ("b", ""), ("c", "")];
+                    let _ = space.online_many(at, &list, now + 50, || true, |_| {}, &mut heard);
+                }
+                1 => { space.offline(at, "a", None, 0, &mut heard); }
+                2 if now % 10 == 0 => { space.close(at, now + 5, &mut heard); }
+                _ => { space.message(at, "a", "", "hello", &mut heard); }
+            }
+            if what > 3 {
+                let mut steps = 0;
+                let mut few = || { steps += 1; steps < 3 };
+                if !space.sweep(at, &mut heard, &mut few).more {
+                    let settled = space.is_spent(now, retention) || space.next_due(retention) > now;
+                    prop_assert!(settled, "due again at once");
+                }
+            }
+            if space.next_due(retention) <= now {
+                prop_assert!(!space.sweep(at, &mut heard, &mut || true).more);
+                let settled = space.is_spent(now, retention) || space.next_due(retention) > now;
+                prop_assert!(settled, "due again at once");
+                let left = space.history().map_or(0, History::len);
+                let kept = space.kept_events(now, retention);
+                prop_assert!(kept > 0 || left == 0 || space.is_spent(now, retention));
+            }
+            let mut retention = retention;
+            for effect in codec::decode(&std::mem::take(&mut heard.batch)) {
+                replica.apply(b"s", &effect.unwrap(), &mut retention, &mut Silent).unwrap();
+            }
+            prop_assert_eq!(dump(&space), dump(&replica));
+            prop_assert_eq!(dump(&space), dump(&reload(&space)));
         }
     }
 }
