@@ -36,7 +36,7 @@ impl Command for Apply {
         let applied = apply(&mut key, name.bytes(), batch, &mut journal);
         // What was done until something did not fit is done: it counts, and stands in our own AOF.
         if !key.is_new() || applied.is_ok() {
-            key.commit(&journal);
+            key.commit(&mut journal);
         }
         applied?;
         call.ctx.reply_ok();
@@ -48,7 +48,7 @@ fn apply(
     key: &mut SpaceKey<'_>,
     name: &[u8],
     batch: &[u8],
-    journal: &mut Journal,
+    journal: &mut Journal<'_>,
 ) -> Result<(), Error> {
     let mut unbegun = key.is_new();
     // Each batch tells the settings under which it was made before they matter.

@@ -51,7 +51,7 @@ impl Command for Close {
         let mut journal = key.journal();
         let at = At { space: name.bytes(), now: call.now(), limits: settings::limits() };
         let closed = key.space().close(at, until, &mut journal);
-        key.commit(&journal);
+        key.commit(&mut journal);
         call.ctx.reply_integer(i64::from(closed));
         Ok(())
     }

@@ -4,9 +4,9 @@ use super::parse;
 use crate::server::args::set_once;
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
-use crate::server::error::Outcome;
+use crate::server::error::{Error, Outcome};
 use crate::server::settings;
-use crate::space::At;
+use crate::space::{message_bytes, At};
 
 pub struct Message;
 
@@ -43,12 +43,17 @@ impl Command for Message {
             set_once(&mut session, value, "SESSION")?;
         }
 
+        // The server refuses the command if memory is out. A long message may be more than is left.
+        if !call.ctx.has_room_for(message_bytes(message)) {
+            return Err(Error::NO_MEMORY);
+        }
         let mut key = call.change_or_create(name)?;
         let mut journal = key.journal();
+        journal.allow_growth();
         let at = At { space, now: call.now(), limits: settings::limits() };
         let session = session.unwrap_or("");
         let id = key.space().message(at, user, session, message, &mut journal);
-        key.commit(&journal);
+        key.commit(&mut journal);
         match id {
             Some(id) => call.ctx.reply_id(id),
             None => call.ctx.reply_null(),

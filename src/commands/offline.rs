@@ -79,7 +79,7 @@ impl Command for Offline {
             .iter()
             .map(|(user, session)| key.space().offline(at, user, *session, linger, &mut journal))
             .sum();
-        key.commit(&journal);
+        key.commit(&mut journal);
         call.ctx.reply_count(gone);
         Ok(())
     }

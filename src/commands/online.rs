@@ -10,6 +10,7 @@ use crate::server::key::SpaceKey;
 use crate::server::near;
 use crate::server::settings;
 use crate::space::{At, Condition, MetaChange};
+use std::cell::Cell;
 
 pub struct Online;
 
@@ -119,7 +120,11 @@ impl Command for Online {
         let mut journal = key.journal();
         let limits = settings::limits();
         let at = At { space, now: call.now(), limits };
-        let has_memory = || call.ctx.has_memory(name);
+        let admitted = Cell::new(false);
+        let has_memory = |bytes: usize| {
+            admitted.set(call.ctx.has_memory(name) && call.ctx.has_room_for(bytes));
+            admitted.get()
+        };
         let reply = match &whom {
             Whom::One(user) => {
                 let who = (*user, session.unwrap_or(""));
@@ -142,7 +147,10 @@ impl Command for Online {
             }
         }
         .map_err(|refusal| Error::from((refusal, &limits)))?;
-        key.commit(&journal);
+        if admitted.get() {
+            journal.allow_growth();
+        }
+        key.commit(&mut journal);
         match reply {
             Reply::CameOnline(count) => call.ctx.reply_count(count),
             Reply::NotMet => call.ctx.reply_null(),

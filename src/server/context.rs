@@ -41,6 +41,9 @@ impl Drop for OwnedString {
     }
 }
 
+/// A call that adds at least so many bytes asks how many are left.
+const ASKED_FROM: usize = 64 << 10;
+
 impl Context {
     /// # Safety
     /// `ctx` is a context that the server passed to the call that is going on.
@@ -128,6 +131,51 @@ impl Context {
         }
     }
 
+    /// Whether so many bytes more stay within `maxmemory`, as far as the server does not evict: one
+    /// call can add much more than is left. Not asked for a small number of bytes.
+    pub fn has_room_for(self, bytes: usize) -> bool {
+        if bytes < ASKED_FROM || !offers!(RedisModule_GetUsedMemoryRatio) {
+            return true;
+        }
+        // SAFETY: takes nothing; the pointer has been asked for.
+        let used = f64::from(unsafe { api!(RedisModule_GetUsedMemoryRatio()) });
+        // Without a limit it is 0.
+        if used <= 0.0 {
+            return true;
+        }
+        let Some(limit) = self.maxmemory_without_eviction() else { return true };
+        used * limit + bytes as f64 <= limit
+    }
+
+    /// `maxmemory`, if there is one and the policy is `noeviction`.
+    fn maxmemory_without_eviction(self) -> Option<f64> {
+        if !offers!(RedisModule_GetServerInfo)
+            || !offers!(RedisModule_ServerInfoGetFieldUnsigned)
+            || !offers!(RedisModule_ServerInfoGetFieldC)
+            || !offers!(RedisModule_FreeServerInfo)
+        {
+            return None;
+        }
+        // SAFETY: the context is that of the call going on; names end with NUL, and the text that
+        // is compared ends with NUL and lives as long as the data, which are freed once.
+        unsafe {
+            let info = api!(RedisModule_GetServerInfo(self.0, c"memory".as_ptr()));
+            if info.is_null() {
+                return None;
+            }
+            let mut missing: c_int = 0;
+            let limit: u64 = api!(RedisModule_ServerInfoGetFieldUnsigned(
+                info,
+                c"maxmemory".as_ptr(),
+                &mut missing
+            ));
+            let policy = api!(RedisModule_ServerInfoGetFieldC(info, c"maxmemory_policy".as_ptr()));
+            let evicts = policy.is_null() || CStr::from_ptr(policy) != c"noeviction";
+            api!(RedisModule_FreeServerInfo(self.0, info));
+            (missing == 0 && limit > 0 && !evicts).then_some(limit as f64)
+        }
+    }
+
     /// Whether nothing may be replicated at present: the server is paused, and aborts if one does.
     pub fn is_paused(self) -> bool {
         // SAFETY: takes nothing; the pointer has been asked for.
@@ -206,7 +254,7 @@ impl Context {
 
     /// Publishes a message to the subscribers of this node and of the others. False where the
     /// server refuses: in sharded mode, while the slot is not ours yet.
-    pub fn publish(self, mode: ChannelMode, channel: &[u8], message: &[u8]) -> bool {
+    pub fn publish(self, mode: ChannelMode, channel: &OwnedString, message: &[u8]) -> bool {
         let command = match mode {
             ChannelMode::Global => &PUBLISH,
             ChannelMode::Sharded => &SPUBLISH,
@@ -214,15 +262,14 @@ impl Context {
         let Some(command) = command.name() else {
             return self.publish_without_command(mode, channel, message);
         };
-        // SAFETY: the format names two buffers with their lengths, which live through the call;
-        // the reply is freed.
+        // SAFETY: the format names a string of the server, which it shares, and a buffer with its
+        // length, which live through the call; the reply is freed.
         unsafe {
             let reply = api!(RedisModule_Call(
                 self.0,
                 command.as_ptr(),
-                c"!bb".as_ptr(),
-                channel.as_ptr(),
-                channel.len(),
+                c"!sb".as_ptr(),
+                channel.0,
                 message.as_ptr(),
                 message.len()
             ));
@@ -232,9 +279,13 @@ impl Context {
 
     /// The same where the server's command is renamed. Like that command, it reaches the nodes of a
     /// cluster by the bus, and replicas outside of a cluster by replication; the AOF does not get it.
-    fn publish_without_command(self, mode: ChannelMode, channel: &[u8], message: &[u8]) -> bool {
-        let name = OwnedString::new(channel);
-        if !self.publish_here(mode, name.as_arg(), message) {
+    fn publish_without_command(
+        self,
+        mode: ChannelMode,
+        channel: &OwnedString,
+        message: &[u8],
+    ) -> bool {
+        if !self.publish_here(mode, channel.as_arg(), message) {
             return false;
         }
         if self.flags() & raw::REDISMODULE_CTX_FLAGS_CLUSTER == 0 {
@@ -242,15 +293,14 @@ impl Context {
                 ChannelMode::Global => c"GLOBAL",
                 ChannelMode::Sharded => c"SHARDED",
             };
-            // SAFETY: the format names two buffers with their lengths and a text that ends with
-            // NUL, which live through the call.
+            // SAFETY: the format names a string of the server, a buffer with its length and a text
+            // that ends with NUL, which live through the call.
             unsafe {
                 api!(RedisModule_Replicate(
                     self.0,
                     core_commands::OWN_PUBLISH.as_ptr(),
-                    c"Abbc".as_ptr(),
-                    channel.as_ptr(),
-                    channel.len(),
+                    c"Asbc".as_ptr(),
+                    channel.0,
                     message.as_ptr(),
                     message.len(),
                     word.as_ptr()

@@ -2,7 +2,8 @@
 //!
 //! A [`Journal`] gathers what a space tells while it is changed; [`super::key::SpaceKey::commit`]
 //! hands it on: effects to replicas and the AOF, events to subscribers, counts to INFO. Commands,
-//! the sweep and replayed effects all go this way.
+//! the sweep and replayed effects all go this way. A call can make thousands of events, so their
+//! texts are published and freed as soon as they take [`PUBLISHED_AT`] bytes.
 
 use super::args::Arg;
 use super::context::{Context, OwnedString};
@@ -20,6 +21,9 @@ pub const APPLY: &CStr = c"PRESENCE._APPLY";
 /// So many sessions are freed at once without being felt; more are freed in the background.
 const FREED_HERE: usize = 1000;
 
+/// Events are published when their texts take this many bytes, and at the end of the call.
+const PUBLISHED_AT: usize = 256 << 10;
+
 /// What took no more than this keeps its memory for the next journal.
 const SPARE_BYTES: usize = 4096;
 
@@ -28,8 +32,53 @@ thread_local! {
     static SPARE: Cell<(Vec<u8>, Vec<u8>)> = const { Cell::new((Vec::new(), Vec::new())) };
 }
 
+/// Where the events of a space are published.
+struct Publisher<'a> {
+    ctx: Context,
+    space: Arg<'a>,
+    /// Made when the first event is published.
+    channel: Option<Channel>,
+}
+
+/// How the server is asked to publish.
+enum Channel {
+    /// To the subscribers of this node only: there is nobody else, see `listeners`.
+    Here(OwnedString),
+    Everywhere(ChannelMode, OwnedString),
+    /// In sharded mode some names have no channel.
+    None,
+}
+
+impl Publisher<'_> {
+    /// Publishes an event. Returns whether the server did.
+    fn publish(&mut self, unheard: bool, event: &[u8]) -> bool {
+        let (ctx, space) = (self.ctx, self.space);
+        match self.channel.get_or_insert_with(|| Channel::of(space, unheard)) {
+            Channel::Here(channel) => {
+                ctx.publish_here(ChannelMode::Global, channel.as_arg(), event)
+            }
+            Channel::Everywhere(mode, channel) => ctx.publish(*mode, channel, event),
+            Channel::None => false,
+        }
+    }
+}
+
+impl Channel {
+    fn of(space: Arg<'_>, unheard: bool) -> Channel {
+        let mode = settings::channel_mode();
+        let name = settings::with_channel_prefix(|prefix| channel(mode, prefix, space.bytes()));
+        let Some(name) = name.map(|name| OwnedString::new(&name)) else { return Channel::None };
+        match mode {
+            ChannelMode::Global if unheard && Context::can_publish_here(mode) => {
+                Channel::Here(name)
+            }
+            _ => Channel::Everywhere(mode, name),
+        }
+    }
+}
+
 /// What happened to one space in one go.
-pub struct Journal {
+pub struct Journal<'a> {
     batch: Vec<u8>,
     /// Whether nobody would get the batch: leases alone are not written into it then.
     unheard: bool,
@@ -41,18 +90,34 @@ pub struct Journal {
     preface: usize,
     retention: Retention,
     keep_told: bool,
+    /// The texts of events that have not been published yet.
     events: Vec<u8>,
     /// Where in `events` each ends.
     ends: Vec<usize>,
-    /// Events are published and counted by who decides, not by who replays.
-    replaying: bool,
+    /// Whether there was an event, published or not.
+    has_events: bool,
+    /// Events are published and counted by who decides, not by who replays: none while replaying.
+    publisher: Option<Publisher<'a>>,
+    /// Whether the space may take more memory than before, even if the server is out of memory:
+    /// the server had memory when the call asked.
+    may_grow: bool,
     /// For how long this process has had the space (ms): what ended before is not late.
     held_for: u64,
 }
 
-impl Journal {
+impl<'a> Journal<'a> {
     /// For changes that are decided here.
-    pub fn new(retention: Retention, held_for: u64) -> Self {
+    pub fn new(ctx: Context, space: Arg<'a>, retention: Retention, held_for: u64) -> Self {
+        let publisher = Publisher { ctx, space, channel: None };
+        Self::begin(Some(publisher), retention, held_for)
+    }
+
+    /// For effects that were decided elsewhere or earlier.
+    pub fn replay() -> Self {
+        Self::begin(None, Retention { length: 0, ttl: 0 }, 0)
+    }
+
+    fn begin(publisher: Option<Publisher<'a>>, retention: Retention, held_for: u64) -> Self {
         let (mut batch, mut events) = SPARE.take();
         events.clear();
         codec::begin(&mut batch);
@@ -67,16 +132,11 @@ impl Journal {
             keep_told: false,
             events,
             ends: Vec::new(),
-            replaying: false,
+            has_events: false,
+            publisher,
+            may_grow: false,
             held_for,
         }
-    }
-
-    /// For effects that were decided elsewhere or earlier.
-    pub fn replay() -> Self {
-        let mut journal = Journal::new(Retention { length: 0, ttl: 0 }, 0);
-        journal.replaying = true;
-        journal
     }
 
     /// Says that what has been told so far must be handed on, but only with something else.
@@ -91,7 +151,7 @@ impl Journal {
 
     /// Whether something happened.
     pub fn is_empty(&self) -> bool {
-        self.batch.len() == self.preface && self.ends.is_empty() && self.earliest_lease == u64::MAX
+        self.batch.len() == self.preface && !self.has_events && self.earliest_lease == u64::MAX
     }
 
     /// Whether there is anything at all to hand on.
@@ -101,12 +161,12 @@ impl Journal {
 
     /// Whether a reader could see that something happened, other than that leases were renewed.
     pub fn has_events(&self) -> bool {
-        !self.ends.is_empty()
+        self.has_events
     }
 
     /// Whether all that happened is that leases were given.
     pub fn is_renewal(&self) -> bool {
-        self.only_leases && !self.replaying && self.ends.is_empty()
+        self.only_leases && !self.is_replaying() && !self.has_events
     }
 
     /// Whether nobody would get what is handed on.
@@ -120,7 +180,16 @@ impl Journal {
     }
 
     pub fn is_replaying(&self) -> bool {
-        self.replaying
+        self.publisher.is_none()
+    }
+
+    /// The space may take more memory than before.
+    pub fn allow_growth(&mut self) {
+        self.may_grow = true;
+    }
+
+    pub fn may_grow(&self) -> bool {
+        self.may_grow
     }
 
     /// The effects, for replicas and the AOF.
@@ -128,36 +197,23 @@ impl Journal {
         &self.batch
     }
 
-    /// Publishes the events on the channel of the space.
-    pub fn publish(&self, ctx: Context, space: Arg<'_>) {
-        if self.ends.is_empty() || self.replaying {
-            return;
-        }
-        let mode = settings::channel_mode();
-        let Some(channel) =
-            settings::with_channel_prefix(|prefix| channel(mode, prefix, space.bytes()))
-        else {
-            return;
-        };
-        // Nobody else than the subscribers of this node: see `listeners`.
-        let here = self.unheard && mode == ChannelMode::Global && Context::can_publish_here(mode);
-        let here = here.then(|| OwnedString::new(&channel));
+    /// Publishes the events that have not been published yet.
+    pub fn publish(&mut self) {
+        let Some(publisher) = &mut self.publisher else { return };
         let (mut start, mut published) = (0, 0);
-        for end in &self.ends {
-            let event = self.events.get(start..*end).unwrap_or_default();
-            published += u64::from(match &here {
-                Some(channel) => ctx.publish_here(mode, channel.as_arg(), event),
-                None => ctx.publish(mode, &channel, event),
-            });
-            start = *end;
+        for end in self.ends.drain(..) {
+            let event = self.events.get(start..end).unwrap_or_default();
+            published += u64::from(publisher.publish(self.unheard, event));
+            start = end;
         }
+        self.events.clear();
         stats::EVENTS.add(published);
     }
 }
 
-impl Sink for Journal {
+impl Sink for Journal<'_> {
     fn effect(&mut self, effect: &Effect<'_>) {
-        if self.replaying {
+        if self.is_replaying() {
             return;
         }
         if effect.makes_event() && !self.keep_told {
@@ -179,12 +235,15 @@ impl Sink for Journal {
     }
 
     fn event(&mut self, kind: Kind, reason: Option<Reason>, text: &[u8]) {
-        self.ends.push(self.events.len() + text.len());
-        if self.replaying {
-            self.ends.truncate(1);
+        self.has_events = true;
+        if self.is_replaying() {
             return;
         }
         self.events.extend_from_slice(text);
+        self.ends.push(self.events.len());
+        if self.events.len() >= PUBLISHED_AT {
+            self.publish();
+        }
         match kind {
             Kind::Join => stats::JOINS.add(1),
             Kind::Leave => stats::LEAVES.add(1),
@@ -204,13 +263,13 @@ impl Sink for Journal {
     }
 
     fn lapsed(&mut self, ms_ago: u64) {
-        if !self.replaying {
+        if !self.is_replaying() {
             stats::LAGS.note(ms_ago.min(self.held_for));
         }
     }
 }
 
-impl Drop for Journal {
+impl Drop for Journal<'_> {
     fn drop(&mut self) {
         if self.batch.capacity().max(self.events.capacity()) <= SPARE_BYTES {
             SPARE.set((std::mem::take(&mut self.batch), std::mem::take(&mut self.events)));

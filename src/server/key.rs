@@ -374,9 +374,9 @@ impl<'a> SpaceKey<'a> {
     }
 
     /// The journal for what is decided now. It begins with what others must know before that.
-    pub fn journal(&mut self) -> Journal {
+    pub fn journal(&mut self) -> Journal<'a> {
         let held_for = self.clock.now().saturating_sub(self.held().since);
-        let mut journal = Journal::new(settings::retention(), held_for);
+        let mut journal = Journal::new(self.ctx, self.name, settings::retention(), held_for);
         if let Value::New(held) = &self.value {
             held.space.announce(&mut journal);
         }
@@ -391,7 +391,7 @@ impl<'a> SpaceKey<'a> {
     /// Hands on what has happened: makes the space a key where it was none; tells replicas and
     /// the AOF, then subscribers; sees to the agenda, INFO, WATCH. A key that has nothing left to
     /// keep goes.
-    pub fn commit(mut self, journal: &Journal) {
+    pub fn commit(mut self, journal: &mut Journal<'_>) {
         if self.hand_on(journal) && !journal.is_replaying() {
             self.delete_if_spent();
         }
@@ -399,21 +399,22 @@ impl<'a> SpaceKey<'a> {
 
     /// Everything of [`Self::commit`] but the deletion: for who goes on changing the space.
     /// Returns whether more than leases has changed.
-    pub fn hand_on(&mut self, journal: &Journal) -> bool {
+    pub fn hand_on(&mut self, journal: &mut Journal<'_>) -> bool {
         if journal.is_empty() && !journal.is_replaying() {
             return false;
         }
         self.store();
+        self.stay_within_memory(journal);
         if journal.is_replaying() || (journal.is_renewal() && journal.is_unheard()) {
             self.ctx.replicate_verbatim();
         } else if journal.has_effects() {
             self.held().grace.tell();
             self.ctx.replicate(journal::APPLY, self.name, journal.batch());
         }
-        journal.publish(self.ctx, self.name);
+        journal.publish();
         let changed = journal.has_events() || journal.is_replaying();
         let (db, name) = (self.db, self.name);
-        if changed {
+        if !journal.is_renewal() {
             self.held().count();
         }
         if journal.has_events() {
@@ -424,6 +425,20 @@ impl<'a> SpaceKey<'a> {
             self.see_to_agenda();
         }
         changed
+    }
+
+    /// While the server is out of memory, a space takes no more of it than before, unless the call
+    /// asked and was let in. What ends sessions or changes their metadata makes events; older ones
+    /// go for them.
+    fn stay_within_memory(&mut self, journal: &mut Journal<'_>) {
+        if journal.is_replaying() || journal.may_grow() || !journal.has_events() {
+            return;
+        }
+        let before = self.held().counted.bytes();
+        if self.held().bytes() > before && !self.ctx.has_memory(self.name) {
+            let without_space = self.held().bytes() - self.space().heap_bytes();
+            self.space().trim_to_bytes(before.saturating_sub(without_space), journal);
+        }
     }
 
     /// Makes a new space the value of its key.

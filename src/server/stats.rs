@@ -97,7 +97,7 @@ impl Size {
         Size { users, sessions, units: narrow(bytes.div_ceil(UNIT)) }
     }
 
-    fn bytes(self) -> usize {
+    pub fn bytes(self) -> usize {
         self.units as usize * UNIT
     }
 }

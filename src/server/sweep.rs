@@ -208,7 +208,7 @@ fn sweep_group(key: &mut SpaceKey<'_>, name: Arg<'_>, now: u64) -> Swept {
     if key.owes_grace() {
         journal.force();
     }
-    key.hand_on(&journal);
+    key.hand_on(&mut journal);
     // A group is to take a sixteenth to an eighth of the budget.
     let took = began.elapsed().as_micros() as u64;
     let budget = settings::sweep_budget_us();

@@ -57,7 +57,7 @@ fn online(space: &mut Space, user: &str, session: &str, lease: u64, meta: MetaCh
     let mut trail = Trail::default();
     space.enter(&mut trail, who.0.as_bytes(), |_| {});
     space.follow(&mut trail, |_| {});
-    space.online(at(1), &trail, who, lease, meta, Condition::Always, || true, &mut Silent).unwrap();
+    space.online(at(1), &trail, who, lease, meta, Condition::Always, |_| true, &mut Silent).unwrap();
 }
 
 fn offline(space: &mut Space, user: &str, session: Option<&str>) {
@@ -266,7 +266,7 @@ fn a_clock_that_goes_back_changes_nothing_about_a_user() {
                 let (trail, who) = (Trail::default(), (user, session));
                 let (keep, always) = (MetaChange::Keep, Condition::Always);
                 space
-                    .online(at(now), &trail, who, LEASE, keep, always, || true, &mut Silent)
+                    .online(at(now), &trail, who, LEASE, keep, always, |_| true, &mut Silent)
                     .unwrap();
             };
             come("a", "1", 100);

@@ -136,6 +136,23 @@ fn write_text(out: &mut Vec<u8>, text: &[u8]) {
     let _ = serde_json::to_writer(out, &String::from_utf8_lossy(text));
 }
 
+/// How many bytes a text takes as JSON.
+pub fn text_len(text: &[u8]) -> usize {
+    struct Counter(usize);
+    impl std::io::Write for Counter {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut counter = Counter(0);
+    let _ = serde_json::to_writer(&mut counter, &String::from_utf8_lossy(text));
+    counter.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

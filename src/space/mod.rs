@@ -45,6 +45,17 @@ pub const MAX_TIMESTAMP: u64 = (1 << 62) - 1;
 /// At most so many leaves of lapsed sessions are told by who closes a space.
 const LEAVES_BEFORE_CLOSE: usize = 4096;
 
+/// What a session takes beside its names and metadata, and an event beside its texts: estimates.
+const SESSION_BYTES: usize = 128;
+const EVENT_BYTES: usize = 224;
+
+/// An estimate of the bytes that a message takes in the history.
+pub fn message_bytes(message: &str) -> usize {
+    // Only of a long one it matters that characters may be escaped.
+    let is_long = message.len() > 4096;
+    EVENT_BYTES + if is_long { event::text_len(message.as_bytes()) } else { message.len() }
+}
+
 /// A sweep asks whether there is time left after so many events that it removed from a history.
 const TRIMMED_AT_ONCE: usize = 64;
 
@@ -441,6 +452,19 @@ impl Space {
         }
     }
 
+    /// Removes the oldest events until the space takes no more than so many bytes on the heap, or no
+    /// event is left.
+    pub fn trim_to_bytes<S: Sink>(&mut self, bytes: usize, sink: &mut S) {
+        let mut length = self.history().map_or(0, History::len);
+        while length > 0 && self.heap_bytes() > bytes {
+            length -= 1;
+            if let Some(history) = &mut self.history {
+                history.truncate_to(length);
+            }
+        }
+        self.trim(length, sink);
+    }
+
     /// A lease that is live now was so when the server went down or its primary was lost; nobody
     /// could renew it since. It becomes at least `until`.
     pub fn grant_grace<S: Sink>(&mut self, until: Timestamp, sink: &mut S) {
@@ -478,14 +502,30 @@ impl Space {
         self.end_session(at, id, reason, sink);
     }
 
-    /// Whether sessions that are not there yet may come in; `new` names them.
+    /// An estimate of the bytes that sessions which are not there yet will take, with their events.
+    fn growth(&self, at: At, new: &[(&str, &str)], meta: Text) -> usize {
+        let names: usize = new.iter().map(|(user, session)| user.len() + session.len()).sum();
+        let meta = meta.map_or(0, str::len);
+        let sessions = names + new.len() * (SESSION_BYTES + meta);
+        let count = usize::try_from(at.limits.retention.length).unwrap_or(usize::MAX);
+        let kept = count.min(new.len());
+        let name = event::text_len(at.space);
+        let events = kept * (EVENT_BYTES + name + meta + names / new.len().max(1));
+        // Where the history is full, new events replace old ones.
+        let replaced = if kept == count { self.history().map_or(0, History::heap_bytes) } else { 0 };
+        sessions.saturating_add(events.saturating_sub(replaced))
+    }
+
+    /// Whether sessions that are not there yet may come in; `new` names them, `meta` is what each
+    /// comes with.
     fn admit(
         &mut self,
         at: At,
         new: &[(&str, &str)],
-        has_memory: impl FnOnce() -> bool,
+        meta: Text,
+        has_memory: impl FnOnce(usize) -> bool,
     ) -> Result<(), Refusal> {
-        if !has_memory() {
+        if !has_memory(self.growth(at, new, meta)) {
             return Err(Refusal::NoMemory);
         }
         let mut sorted = Cow::Borrowed(new);
@@ -544,7 +584,8 @@ impl Space {
     }
 
     /// Says that one session is alive until `lease`. Returns how many users came online (0 or
-    /// 1), or none where the condition was not met. `has_memory` is asked for a new session only.
+    /// 1), or none where the condition was not met. `has_memory` is asked for a new session and for
+    /// metadata that is longer than before: whether about so many bytes more may be taken.
     /// `trail` is the user's, since when nothing has changed.
     #[allow(clippy::too_many_arguments)]
     pub fn online<S: Sink>(
@@ -555,7 +596,7 @@ impl Space {
         lease: Timestamp,
         meta: MetaChange,
         condition: Condition,
-        has_memory: impl FnOnce() -> bool,
+        has_memory: impl FnOnce(usize) -> bool,
         sink: &mut S,
     ) -> Result<Option<usize>, Refusal> {
         if self.is_closed() {
@@ -565,23 +606,31 @@ impl Space {
             if condition == Condition::IfAbsent {
                 return Ok(None);
             }
-            self.set_lease(id, (user, session), lease, false, sink);
-            if let MetaChange::To(meta) = meta {
-                let current = self.members.record(id).and_then(|record| record.meta());
-                if current != meta.map(str::as_bytes) {
-                    self.update_meta(at, id, meta, sink);
+            let current = self.members.record(id).and_then(|record| record.meta());
+            let new_meta = match meta {
+                MetaChange::To(meta) if current != meta.map(str::as_bytes) => Some(meta),
+                _ => None,
+            };
+            if let Some(Some(meta)) = new_meta {
+                // What makes a session larger needs memory; the session, and an event about it.
+                if meta.len() > current.map_or(0, <[u8]>::len) && !has_memory(2 * meta.len()) {
+                    return Err(Refusal::NoMemory);
                 }
+            }
+            self.set_lease(id, (user, session), lease, false, sink);
+            if let Some(meta) = new_meta {
+                self.update_meta(at, id, meta, sink);
             }
             return Ok(Some(0));
         }
         if condition == Condition::IfPresent {
             return Ok(None);
         }
-        self.admit(at, &[(user, session)], has_memory)?;
         let meta = match meta {
             MetaChange::To(meta) => meta,
             MetaChange::Keep => None,
         };
+        self.admit(at, &[(user, session)], meta, has_memory)?;
         Ok(Some(usize::from(self.come(at, trail, (user, session), lease, meta, sink))))
     }
 
@@ -632,7 +681,7 @@ impl Space {
         at: At,
         sessions: &[(&str, &str)],
         lease: Timestamp,
-        has_memory: impl FnOnce() -> bool,
+        has_memory: impl FnOnce(usize) -> bool,
         fetch: Fetch,
         sink: &mut S,
     ) -> Result<usize, Refusal> {
@@ -647,7 +696,7 @@ impl Space {
             .map(|(session, _)| *session)
             .collect();
         if !new.is_empty() {
-            self.admit(at, &new, has_memory)?;
+            self.admit(at, &new, None, has_memory)?;
         }
         let mut came_online = 0;
         for (&(user, session), place) in sessions.iter().zip(places) {

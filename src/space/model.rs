@@ -339,7 +339,7 @@ proptest! {
                         _ => Condition::Always,
                     };
                     let trail = foreseen(&space, &mut outlook, user.as_bytes());
-                    let reply = space.online(at, &trail, (&user, &session), now + ttl, change, condition, || true, &mut heard);
+                    let reply = space.online(at, &trail, (&user, &session), now + ttl, change, condition, |_| true, &mut heard);
                     let live = model.sessions.get(&key).is_some_and(|state| state.lease > now);
                     let of_user = model.sessions.iter()
                         .filter(|((other, _), state)| *other == user && state.lease > now).count();
@@ -376,7 +376,7 @@ proptest! {
                     let list: Vec<(&str, &str)> =
                         names.iter().map(|(user, session)| (user.as_str(), session.as_str())).collect();
                     let before = dump(&space);
-                    match space.online_many(at, &list, now + ttl, || true, |_| {}, &mut heard) {
+                    match space.online_many(at, &list, now + ttl, |_| true, |_| {}, &mut heard) {
                         Err(_) => prop_assert_eq!(before, dump(&space)),
                         Ok(came) => {
                             let mut expected = 0;
@@ -517,7 +517,7 @@ fn a_renewal_moves_nothing_and_memory_stays() {
                 30_000,
                 MetaChange::Keep,
                 Condition::Always,
-                || true,
+                |_| true,
                 &mut Silent,
             )
             .unwrap();
@@ -535,7 +535,7 @@ fn a_renewal_moves_nothing_and_memory_stays() {
                     lease,
                     MetaChange::Keep,
                     Condition::Always,
-                    || false,
+                    |_| false,
                     &mut Silent,
                 )
                 .unwrap();
@@ -558,7 +558,7 @@ fn admission_is_all_or_none() {
     let at = At { space: b"s", now: 1, limits };
     let mut space = Space::new(1);
     let many = |space: &mut Space, list: &[(&str, &str)], memory| {
-        space.online_many(at, list, 100, || memory, |_| {}, &mut Silent)
+        space.online_many(at, list, 100, |_| memory, |_| {}, &mut Silent)
     };
     assert_eq!(many(&mut space, &[("a", "1"), ("a", "1"), ("b", "")], true), Ok(2));
     assert_eq!(many(&mut space, &[("a", "2"), ("c", "")], true), Err(Refusal::Users));
@@ -583,7 +583,7 @@ fn long_lists_find_everybody() {
         let users: Vec<&str> = names.iter().map(|name| &**name).collect();
         let bring = |space: &mut Space, now: u64, list: &[(&str, &str)]| {
             let at = At { space: b"s", now, limits };
-            space.online_many(at, list, now + 1000, || true, |_| {}, &mut Silent).unwrap()
+            space.online_many(at, list, now + 1000, |_| true, |_| {}, &mut Silent).unwrap()
         };
         assert_eq!(bring(&mut space, 1, &pairs[..stays]), stays);
         let here = |n: usize| usize::from(n < stays);
@@ -649,7 +649,7 @@ mod many_sessions {
                         let tabs = from..from + count;
                         let list: Vec<(&str, &str)> =
                             tabs.clone().map(|tab| (users[user], &*names[tab])).collect();
-                        let came = space.online_many(at, &list, now + ttl, || true, |_| {}, &mut Silent);
+                        let came = space.online_many(at, &list, now + ttl, |_| true, |_| {}, &mut Silent);
                         let was_here = model.iter().any(|((of, _), lease)| *of == user && *lease > now);
                         prop_assert_eq!(came, Ok(usize::from(!was_here)));
                         let is_new = |tab: &usize| model.get(&(user, *tab)).is_none_or(|lease| *lease <= now);
@@ -760,7 +760,7 @@ proptest! {
             match what {
                 0 => {
                     let list = [("a", ""), ("b", ""), ("c", "")];
-                    let _ = space.online_many(at, &list, now + 50, || true, |_| {}, &mut heard);
+                    let _ = space.online_many(at, &list, now + 50, |_| true, |_| {}, &mut heard);
                 }
                 1 => { space.offline(at, "a", None, 0, &mut heard); }
                 2 if now % 10 == 0 => { space.close(at, now + 5, &mut heard); }
@@ -800,7 +800,7 @@ fn metadata_of_a_session_that_ends_soon_moves_it_with_its_mark() {
     let names: Vec<String> = (0..20).map(|n| format!("user{n}")).collect();
     let list: Vec<(&str, &str)> = names.iter().map(|name| (&**name, "")).collect();
     let at = At { space: b"s", now: 1000, limits: limits() };
-    space.online_many(at, &list, 1500, || true, |_| {}, &mut Silent).unwrap();
+    space.online_many(at, &list, 1500, |_| true, |_| {}, &mut Silent).unwrap();
     assert!(space.tidy(1000, &mut || true));
     let long = format!("\"{}\"", "x".repeat(2000));
     for meta in [Some("1"), Some(&*long), None] {
