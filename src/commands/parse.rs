@@ -8,9 +8,6 @@ use crate::server::journal;
 use crate::server::settings::{self, ChannelMode};
 use crate::space::{Text, MAX_NAME_BYTES, MAX_TIMESTAMP};
 
-/// The longest name of a space (bytes). Each of its events repeats it.
-const MAX_SPACE_BYTES: usize = 128 << 10;
-
 fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Error> {
     text(bytes).ok_or_else(|| Error::new(format!("{what} is not UTF-8 text")))
 }
@@ -49,9 +46,6 @@ pub fn session(bytes: &[u8]) -> Result<&str, Error> {
 /// text, and in sharded mode there must be a channel for it.
 pub fn new_space(name: Arg<'_>) -> Result<&[u8], Error> {
     let name = name.bytes();
-    if name.len() > MAX_SPACE_BYTES {
-        return Err(Error::new(format!("space is longer than {MAX_SPACE_BYTES} bytes")));
-    }
     utf8(name, "space")?;
     if settings::channel_mode() == ChannelMode::Sharded
         && settings::with_channel_prefix(|prefix| {

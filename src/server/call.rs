@@ -5,6 +5,7 @@ use super::clock::Clock;
 use super::context::Context;
 use super::error::Error;
 use super::key::{SpaceKey, SpaceRef};
+use crate::space::MAX_SPACE_BYTES;
 
 /// The arguments, the time, and the way to the keyspace and back to the client.
 pub struct Call<'a> {
@@ -30,17 +31,38 @@ impl<'a> Call<'a> {
 
     /// The space of that name, for reading; none where there is no such key.
     pub fn read(&self, name: Arg<'a>) -> Result<Option<SpaceRef>, Error> {
-        SpaceRef::open(self.ctx, name, &self.clock)
+        let space = SpaceRef::open(self.ctx, name, &self.clock)?;
+        if space.is_none() {
+            check_length(name)?;
+        }
+        Ok(space)
     }
 
     /// The space of that name, to be changed; none where there is no such key.
     pub fn change(&self, name: Arg<'a>) -> Result<Option<SpaceKey<'_>>, Error> {
-        SpaceKey::open(self.ctx, name, &self.clock)
+        let space = SpaceKey::open(self.ctx, name, &self.clock)?;
+        if space.is_none() {
+            check_length(name)?;
+        }
+        Ok(space)
     }
 
     /// The space of that name, to be changed; a new one where there is no such key, which becomes
     /// a key if something happens in it.
     pub fn change_or_create(&self, name: Arg<'a>) -> Result<SpaceKey<'_>, Error> {
+        // What was decided elsewhere is done under any name.
+        if check_length(name).is_err() && !self.ctx.is_replaying() {
+            self.read(name)?;
+        }
         SpaceKey::open_or_create(self.ctx, name, &self.clock)
     }
+}
+
+/// The longest name that a command takes. A key with a longer name, which comes by RENAME, RESTORE,
+/// COPY or MOVE, is served as any other, so this is asked only where there is no such key.
+fn check_length(name: Arg<'_>) -> Result<(), Error> {
+    if name.bytes().len() > MAX_SPACE_BYTES {
+        return Err(Error::new(format!("space is longer than {MAX_SPACE_BYTES} bytes")));
+    }
+    Ok(())
 }

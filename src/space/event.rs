@@ -1,6 +1,6 @@
 //! A transition as JSON text: made once, here, and then published, kept and replied as it is.
 
-use super::Timestamp;
+use super::{Timestamp, MAX_SPACE_BYTES};
 
 /// What happened. The names are those of the `type` key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,8 @@ pub enum Reason {
 pub struct Event<'a> {
     pub epoch: u64,
     pub seq: u64,
-    /// The key's name. What of it is not UTF-8 is shown as U+FFFD.
+    /// The key's name. Events carry its first bytes if it is very long, and U+FFFD for what of it is
+    /// not UTF-8.
     pub space: &'a [u8],
     pub kind: Kind,
     pub user: Option<&'a [u8]>,
@@ -89,7 +90,7 @@ impl<'a> Event<'a> {
         out.push(b'-');
         write_number(out, self.seq);
         out.extend_from_slice(b"\",\"space\":");
-        write_text(out, self.space);
+        write_text(out, shown(self.space));
         out.extend_from_slice(b",\"type\":\"");
         out.extend_from_slice(self.kind.name().as_bytes());
         out.push(b'"');
@@ -124,6 +125,16 @@ impl<'a> Event<'a> {
         write_number(out, self.at);
         out.push(b'}');
     }
+}
+
+/// The part of a space's name that its events carry: all of it, or its first [`MAX_SPACE_BYTES`]
+/// without a character that is cut in two.
+pub fn shown(space: &[u8]) -> &[u8] {
+    let is_inside = |at: usize| space.get(at).is_some_and(|byte| byte & 0xc0 == 0x80);
+    let cut = space.len().min(MAX_SPACE_BYTES);
+    // A character has up to four bytes; anything longer is none.
+    let end = (cut.saturating_sub(3)..=cut).rev().find(|at| !is_inside(*at)).unwrap_or(cut);
+    space.get(..end).unwrap_or(space)
 }
 
 // Writing to a Vec cannot fail.
@@ -191,5 +202,22 @@ mod tests {
             String::from_utf8(out).unwrap(),
             "{\"id\":\"1700000000000-7\",\"space\":\"\u{fffd}\",\"type\":\"close\",\"users\":3,\"at\":9}"
         );
+    }
+
+    #[test]
+    fn a_long_name_is_cut_between_characters() {
+        let shown_length = |name: &str| shown(name.as_bytes()).len();
+        assert_eq!(shown_length(""), 0);
+        assert_eq!(shown_length(&"x".repeat(4096)), 4096);
+        assert_eq!(shown_length(&"x".repeat(100_000)), 4096);
+        for (before, end) in [(4092, 4096), (4093, 4093), (4094, 4094), (4095, 4095)] {
+            let name = "x".repeat(before) + &"\u{1F600}".repeat(9);
+            assert_eq!(shown_length(&name), end, "{before}");
+            assert!(std::str::from_utf8(shown(name.as_bytes())).is_ok());
+        }
+        let exact = "x".repeat(4092) + "\u{1F600}";
+        assert_eq!(shown_length(&exact), 4096);
+        assert_eq!(shown(&[0x80; 5000]).len(), 4096, "not UTF-8 at all");
+        assert_eq!(text_len("a\u{1}\u{e9}\"".as_bytes()), 13);
     }
 }

@@ -38,6 +38,9 @@ pub type Text<'a> = Option<&'a str>;
 
 /// The longest name of a user or a session, in bytes.
 pub const MAX_NAME_BYTES: usize = 512;
+/// The longest name of a space that a command takes, and the most that events carry of one, in
+/// bytes: each event repeats it.
+pub const MAX_SPACE_BYTES: usize = 4096;
 /// No time and no sequence number is later than this: sums of two cannot overflow, and both fit
 /// the signed integers of replies.
 pub const MAX_TIMESTAMP: u64 = (1 << 62) - 1;
@@ -509,7 +512,7 @@ impl Space {
         let sessions = names + new.len() * (SESSION_BYTES + meta);
         let count = usize::try_from(at.limits.retention.length).unwrap_or(usize::MAX);
         let kept = count.min(new.len());
-        let name = event::text_len(at.space);
+        let name = event::text_len(event::shown(at.space));
         let events = kept * (EVENT_BYTES + name + meta + names / new.len().max(1));
         // Where the history is full, new events replace old ones.
         let replaced = if kept == count { self.history().map_or(0, History::heap_bytes) } else { 0 };
