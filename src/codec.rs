@@ -4,7 +4,8 @@
 //! variable-length integer form. Bytes come from files and from other nodes, and a checksum proves
 //! nothing, so decoding trusts none of them: every effect is bounded by its own bytes, text is
 //! borrowed from them and no memory is reserved for it, and what is refused is other versions,
-//! unknown effects, text that is not UTF-8, metadata that is not JSON, and bytes left over.
+//! unknown effects, text that is not UTF-8, metadata that a command would refuse, and bytes left
+//! over. The texts of events are checked by the space, which knows their ids.
 
 use crate::json;
 use crate::space::Effect;
@@ -88,14 +89,13 @@ fn decode_one(bytes: &[u8]) -> Result<(Effect<'_>, &[u8]), Error> {
     let (effect, after) = effect.zip(after).ok_or(Error::Malformed)?;
     let effect: Effect =
         options().reject_trailing_bytes().deserialize(effect).map_err(malformed)?;
-    let json = match effect {
+    let meta = match effect {
         Effect::Online { meta, .. }
         | Effect::Update { meta, .. }
         | Effect::Session { meta, .. } => meta,
-        Effect::Event { text, .. } => Some(text),
         _ => None,
     };
-    if json.is_some_and(|json| !json::is_json(json)) {
+    if meta.is_some_and(|meta| json::check(meta).is_err() || json::is_null(meta)) {
         return Err(Error::Malformed);
     }
     Ok((effect, after))
@@ -132,7 +132,7 @@ mod tests {
                 joined_at: 2,
                 since: 1,
                 lingering: false,
-                meta: Some("null"),
+                meta: Some("[null]"),
             },
             Effect::Event { at: 1, text: "{\"id\":\"1-1\"}" },
         ]
@@ -162,10 +162,11 @@ mod tests {
         assert_eq!(first(&[VERSION + 1, 1]), Some(Error::Version));
         assert_eq!(first(&[VERSION, 0]), Some(Error::Malformed), "an empty effect");
         assert_eq!(first(&[VERSION, 1, 200]), Some(Error::Malformed), "an unknown effect");
-        assert_eq!(
-            first(&batch(&[Effect::Event { at: 1, text: "no json" }])),
-            Some(Error::Malformed)
-        );
+        let deep = "[".repeat(100_000) + &"]".repeat(100_000);
+        for meta in ["no json", "null", "1e999", "\"\\ud800\"", &deep] {
+            let update = Effect::Update { user: "u", session: "", at: 1, meta: Some(meta) };
+            assert_eq!(first(&batch(&[update])), Some(Error::Malformed));
+        }
         let mut bytes = batch(&[Effect::Trim { keep: 0 }]);
         bytes[1] += 1;
         bytes.push(0);

@@ -92,7 +92,7 @@ pub fn meta(bytes: &[u8]) -> Result<Text<'_>, Error> {
     }
     let text = utf8(bytes, "META")?;
     json::check(text).map_err(|error| Error::new(format!("META is not a JSON value: {error}")))?;
-    Ok(Some(text).filter(|text| text.trim_matches([' ', '\t', '\r', '\n']) != "null"))
+    Ok(Some(text).filter(|text| !json::is_null(text)))
 }
 
 /// How long from a moment, or until when.

@@ -141,7 +141,11 @@ unsafe fn load(io: *mut raw::RedisModuleIO, encoding: c_int) -> Result<Space, &'
         api!(RedisModule_Free(buffer.cast()));
         restored?;
         if is_end {
-            return if begun { Ok(space) } else { Err("it has no beginning") };
+            return match (begun, space.is_whole()) {
+                (true, true) => Ok(space),
+                (true, false) => Err("its last event is missing"),
+                (false, _) => Err("it has no beginning"),
+            };
         }
     }
 }

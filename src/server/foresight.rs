@@ -116,7 +116,8 @@ mod tests {
             let at = At { space: b"s", now: 1, limits };
             let trail = Trail::default();
             let (always, keep) = (Condition::Always, MetaChange::Keep);
-            let came = space.online(at, &trail, (&user, ""), 9, keep, always, |_| true, &mut Silent);
+            let came =
+                space.online(at, &trail, (&user, ""), 9, keep, always, |_| true, &mut Silent);
             assert!(came.is_ok_and(|came| came == Some(1)));
             right += usize::from(is_foreseen(0, b"s", std::ptr::null(), &space));
             assert!(is_foreseen(0, b"s", std::ptr::null(), &space));

@@ -57,7 +57,9 @@ fn online(space: &mut Space, user: &str, session: &str, lease: u64, meta: MetaCh
     let mut trail = Trail::default();
     space.enter(&mut trail, who.0.as_bytes(), |_| {});
     space.follow(&mut trail, |_| {});
-    space.online(at(1), &trail, who, lease, meta, Condition::Always, |_| true, &mut Silent).unwrap();
+    space
+        .online(at(1), &trail, who, lease, meta, Condition::Always, |_| true, &mut Silent)
+        .unwrap();
 }
 
 fn offline(space: &mut Space, user: &str, session: Option<&str>) {

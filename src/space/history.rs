@@ -185,7 +185,8 @@ impl History {
     /// The moment at which the last event is no longer kept.
     pub fn ends_at(&self, retention: Retention) -> Option<Timestamp> {
         let newest = self.get(self.len().checked_sub(1)?)?;
-        Some(if retention.keeps_none() { 0 } else { newest.at.saturating_add(retention.ttl) })
+        let keeps_none = retention.keeps_none() || self.live() == 0;
+        Some(if keeps_none { 0 } else { newest.at.saturating_add(retention.ttl) })
     }
 
     /// How many of the newest events are kept at `now`.
@@ -193,7 +194,8 @@ impl History {
         if retention.keeps_none() {
             return 0;
         }
-        let is_kept = |n: usize| self.get(n).is_some_and(|event| !is_over(event.at, now, retention));
+        let is_kept =
+            |n: usize| self.get(n).is_some_and(|event| !is_over(event.at, now, retention));
         let length = usize::try_from(retention.length).unwrap_or(usize::MAX);
         let (mut from, end) = (self.len() - self.live().min(length), self.len());
         if !self.in_order {

@@ -154,6 +154,11 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default()
 }
 
+/// The seq of an event by its text.
+fn event_seq(event: &[u8]) -> Option<u64> {
+    event::id(event).map(|(_, seq)| seq)
+}
+
 impl Space {
     /// An empty space whose ids begin with `epoch`.
     pub fn new(epoch: u64) -> Self {
@@ -515,7 +520,8 @@ impl Space {
         let name = event::text_len(event::shown(at.space));
         let events = kept * (EVENT_BYTES + name + meta + names / new.len().max(1));
         // Where the history is full, new events replace old ones.
-        let replaced = if kept == count { self.history().map_or(0, History::heap_bytes) } else { 0 };
+        let replaced =
+            if kept == count { self.history().map_or(0, History::heap_bytes) } else { 0 };
         sessions.saturating_add(events.saturating_sub(replaced))
     }
 
@@ -928,8 +934,14 @@ impl Space {
             }
             Effect::Event { at, text } => {
                 let history = self.history.get_or_insert_default();
-                if history.len() as u64 >= self.seq {
-                    return Err(Misfit("more events than ids"));
+                // The ids have no holes, and the last event has the last id.
+                let before = history.newest(1).next().and_then(|(_, text)| event_seq(text));
+                let seq = event_seq(text.as_bytes()).unwrap_or(0);
+                if !event::is_event(text)
+                    || !(1..=self.seq).contains(&seq)
+                    || before.is_some_and(|before| before + 1 != seq)
+                {
+                    return Err(Misfit("an event is malformed, or its id does not fit"));
                 }
                 history.append(at, text.as_bytes());
             }
@@ -938,8 +950,13 @@ impl Space {
         Ok(())
     }
 
-    /// What must hold of an effect whoever sent it. JSON texts are checked where they are
-    /// decoded.
+    /// Whether a snapshot that has been restored has an end.
+    pub fn is_whole(&self) -> bool {
+        let newest = self.history().and_then(|history| history.newest(1).next());
+        newest.is_none_or(|(_, text)| event_seq(text) == Some(self.seq))
+    }
+
+    /// What must hold of an effect whoever sent it. Metadata is checked where it is decoded.
     fn check(&self, effect: &Effect<'_>) -> Result<(), Misfit> {
         let moments = match *effect {
             Effect::Begin { epoch, seq, closed_until } => [epoch, seq, closed_until],

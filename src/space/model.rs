@@ -572,6 +572,29 @@ fn admission_is_all_or_none() {
     assert_eq!(space.message(at, "a", "", "x", &mut Silent), None);
 }
 
+#[test]
+fn the_events_of_a_snapshot_have_the_last_ids_without_a_hole() {
+    let event =
+        |seq: &str| format!(r#"{{"id":"7-{seq}","space":"s","type":"close","users":0,"at":1}}"#);
+    let restore = |seqs: &[&str]| {
+        let mut space = Space::new(0);
+        space.restore(&Effect::Begin { epoch: 7, seq: 3, closed_until: 0 }).unwrap();
+        let misfit = seqs
+            .iter()
+            .find_map(|seq| space.restore(&Effect::Event { at: 1, text: &event(seq) }).err());
+        misfit.map(|misfit| Err(misfit.0)).unwrap_or(Ok(space.is_whole()))
+    };
+    for seqs in [&["1", "2", "3"][..], &["2", "3"], &["3"], &[]] {
+        assert_eq!(restore(seqs), Ok(true), "{seqs:?}");
+    }
+    for seqs in [&["1", "2"][..], &["1"]] {
+        assert_eq!(restore(seqs), Ok(false), "{seqs:?}");
+    }
+    for seqs in [&["1", "3"][..], &["4"], &["0"], &["3", "3"], &["3", "4"], &["3", "2"], &["x"]] {
+        assert!(restore(seqs).is_err(), "{seqs:?}");
+    }
+}
+
 /// Lists that are longer than what is looked up at once, in spaces of a few and of many.
 #[test]
 fn long_lists_find_everybody() {
