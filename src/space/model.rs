@@ -756,12 +756,12 @@ mod many_sessions {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(150))]
     /// Wherever the clock is set and whatever a snapshot says: once a sweep is through, nothing is
     /// due, or the key is to be deleted. And a replica that applies its effects is the same.
     #[test]
     fn after_a_sweep_nothing_is_due(
-        restored in prop::collection::vec(0..200u64, 0..200),
+        restored in prop::collection::vec(0..200u64, 0..120),
         steps in prop::collection::vec((0..200u64, 0..7u8, 0..300u64, 0..150u64), 1..40),
     ) {
         let mut heard = Heard::default();
