@@ -838,8 +838,11 @@ impl Space {
         let (mut length, live) = (history.len(), history.live());
         let keep = self.kept_events(at.now, at.limits.retention);
         // Readers do not see what is too old. To remove it is worth a change only if that is all, or
-        // more than an event could remove. A spent space is deleted as a whole, in the background.
-        if (keep > 0 && length == live) || self.is_spent(at.now, at.limits.retention) {
+        // more than an event could remove, or if the history is now shorter by its settings. A spent
+        // space is deleted as a whole, in the background.
+        let is_too_long = length > live || length as u64 > at.limits.retention.length;
+        let is_closed = self.is_closed() && length == live;
+        if is_closed || (keep > 0 && !is_too_long) || self.is_spent(at.now, at.limits.retention) {
             return true;
         }
         while length > keep {

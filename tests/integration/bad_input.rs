@@ -571,3 +571,135 @@ fn a_space_that_is_over_stays_for_what_is_refused() {
     assert_eq!(replies.last(), Some(&Value::Int(1)));
     assert_eq!(c.space("s").names(), ["a"]);
 }
+
+// --- names of spaces -------------------------------------------------------------------------------------------------
+
+const LONGEST: usize = 4096;
+
+/// A call of each command that takes a space, and of each of its forms.
+fn calls(space: &str) -> Vec<Vec<Vec<u8>>> {
+    vec![
+        args!["PRESENCE.ONLINE", space, "a"],
+        args!["PRESENCE.ONLINE", space, "a", "XX"],
+        args!["PRESENCE.ONLINE", space, "USERS", 2, "a", "b"],
+        args!["PRESENCE.ONLINE", space, "SESSIONS", 1, "a", "x"],
+        args!["PRESENCE.OFFLINE", space, "b"],
+        args!["PRESENCE.OFFLINE", space, "USERS", 1, "b", "LINGER", 10],
+        args!["PRESENCE.STATUS", space, "a"],
+        args!["PRESENCE.USER", space, "a"],
+        args!["PRESENCE.SPACE", space],
+        args!["PRESENCE.SPACE", space, "COUNT", 1],
+        args!["PRESENCE.COUNT", space],
+        args!["PRESENCE.EVENTS", space],
+        args!["PRESENCE.EVENTS", space, "AFTER", "$", "BLOCK", 1],
+        args!["PRESENCE.MESSAGE", space, "a", "hello"],
+        args!["PRESENCE.CLOSE", space],
+    ]
+}
+
+#[test]
+fn names_of_spaces_have_an_end_in_every_command() {
+    let mut f = Fixture::new(&[]);
+    for long in ["x".repeat(LONGEST + 1), "\u{e9}".repeat(LONGEST / 2 + 1), "y".repeat(1 << 20)] {
+        for call in calls(&long) {
+            f.refused(call, &["space is longer than 4096 bytes"]);
+        }
+        f.refused(
+            args!["EVAL", "return redis.call('PRESENCE.COUNT', KEYS[1])", 1, long],
+            &["4096"],
+        );
+    }
+    // The longest that there is.
+    let longest = "x".repeat(LONGEST);
+    for call in calls(&longest) {
+        f.c.ok(call);
+    }
+    // A long name of another type says that it is one.
+    let string = "s".repeat(LONGEST + 1);
+    f.c.ok(["SET", &string, "1"]);
+    for call in calls(&string) {
+        assert!(f.c.err(call).starts_with("WRONGTYPE"));
+    }
+}
+
+/// A longer name comes by RENAME, COPY, RESTORE or MOVE. Such a space is served, and its events carry the first bytes.
+#[test]
+fn a_space_whose_name_became_longer_is_served() {
+    let server = Server::start();
+    let mut c = server.connect();
+    let names = [
+        ("x".repeat(LONGEST + 1), "x".repeat(LONGEST)),
+        ("x".repeat(LONGEST - 1) + "\u{1F600}", "x".repeat(LONGEST - 1)),
+        ("z".repeat(200_000), "z".repeat(LONGEST)),
+    ];
+    for (n, (long, shown)) in names.iter().enumerate() {
+        let from = format!("from{n}");
+        c.ok(["PRESENCE.ONLINE", &from, "a", "PX", "600000"]);
+        match n {
+            0 => c.ok(["RENAME", &from, long]),
+            1 => c.ok(["COPY", &from, long]),
+            _ => {
+                let Value::BulkString(dump) = c.ok(["DUMP", &from]) else { panic!() };
+                c.ok(args!["RESTORE", long, 0, dump])
+            }
+        };
+        let mut sub = server.subscribe(&[format!("presence:{long}")]);
+        let mut waiting = server.connect();
+        waiting.send(["PRESENCE.EVENTS", long, "AFTER", "$", "BLOCK", "0"]).unwrap();
+        crate::history::waiting(&mut c, 1);
+        assert_eq!(c.int(["PRESENCE.ONLINE", long, "b", "PX", "60"]), 1);
+        let told = crate::history::answer(&mut waiting);
+        let events = sub.events(2, SOON);
+        assert_eq!(told.raws(), [&*events[0].raw]);
+        assert_eq!(events[0].brief(), "join b");
+        assert_eq!(events[1].brief(), "leave b (timeout)", "the sweep ends leases there");
+        for event in &events {
+            assert_eq!(event.str("space"), shown);
+        }
+        for call in calls(long) {
+            c.ok(call);
+        }
+        assert_eq!(sub.events_so_far(&mut c).last().unwrap().kind(), "close");
+        // The name is free again when the space is gone, and then too long.
+        c.ok(["DEL", long]);
+        assert!(c.err(["PRESENCE.ONLINE", long, "a"]).contains("space is longer than 4096 bytes"));
+        assert!(c.err(["PRESENCE.COUNT", long]).contains("space is longer than 4096 bytes"));
+        c.ok("FLUSHALL");
+    }
+    // Closed, and the time is over: it is not there, and cannot come again.
+    let long = &names[2].0;
+    c.ok("PRESENCE.ONLINE s a");
+    c.ok(["RENAME", "s", long]);
+    c.ok("PRESENCE.ONLINE s a");
+    let replies = c.batch([
+        args!["PRESENCE.CLOSE", long, "PX", 50],
+        args!["DEBUG", "SLEEP", "0.1"],
+        args!["PRESENCE.ONLINE", long, "a"],
+        args!["PRESENCE.COUNT", long],
+    ]);
+    assert_eq!(replies[0], Ok(Value::Int(1)));
+    for reply in &replies[2..] {
+        assert!(reply.as_ref().unwrap_err().contains("space is longer than 4096 bytes"));
+    }
+    wait_until("the sweep to delete it", SOON, || c.int(["EXISTS", long]) == 0);
+}
+
+/// What was decided elsewhere is done under any name: on a replica, and from the AOF.
+#[test]
+fn a_longer_name_travels() {
+    let server = Server::builder().aof().start();
+    let r_server = crate::replication::replica_of(&server).start();
+    let (mut c, mut r) = (server.connect(), r_server.connect());
+    crate::replication::sync(&mut c, &mut r);
+    let long = "z".repeat(100_000);
+    c.ok("PRESENCE.ONLINE s USERS 2 a b EX 3600");
+    c.ok(["RENAME", "s", &long]);
+    c.ok(["PRESENCE.ONLINE", &long, "c", "EX", "3600"]);
+    c.ok(["PRESENCE.OFFLINE", &long, "a"]);
+    crate::replication::same(&mut c, &mut r);
+    let before = c.space(&long);
+    assert_eq!(before.names(), ["b", "c"]);
+    server.restart(Stop::Kill);
+    let after = server.connect().space(&long);
+    assert_eq!((after.names(), &after.id), (before.names(), &before.id));
+}

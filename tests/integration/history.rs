@@ -1466,3 +1466,72 @@ fn followers_miss_nothing() {
         assert!(seen == all.raws(), "follower {i} saw something else");
     }
 }
+
+// --- histories that are removed --------------------------------------------------------------------------------------
+
+/// What INFO counts is what is there, also when no event tells of a change.
+#[track_caller]
+fn counted_is_there(c: &mut Conn, spaces: &[String]) {
+    let real: i64 = spaces.iter().map(|s| c.int(["MEMORY", "USAGE", s])).sum();
+    let told = c.stat("bytes_used");
+    // INFO has the expiry queue in it too, MEMORY USAGE the keys.
+    assert!((told - real).abs() < real / 10 + 65_536, "bytes_used {told}, MEMORY USAGE {real}");
+}
+
+#[test]
+fn memory_of_a_history_that_the_sweep_removes_is_counted_out() {
+    let server = Server::with(&[
+        ("presence.history-length", "100000"),
+        ("presence.history-ttl-ms", "3600000"),
+        ("presence.lease-ttl-ms", "3600000"),
+    ]);
+    let mut c = server.connect();
+    let spaces: Vec<String> = (0..20).map(|s| format!("s{s}")).collect();
+    for space in &spaces {
+        c.ok(["PRESENCE.ONLINE", space, "a"]);
+        c.batch((0..1500).map(|n| args!["PRESENCE.MESSAGE", space, "a", format!("line {n}")]));
+    }
+    counted_is_there(&mut c, &spaces);
+    let full = c.stat("bytes_used");
+    // Shorter by the settings: what is too much goes, what is left is the end of it.
+    c.ok("CONFIG SET presence.history-length 1000");
+    wait_until("the older events to be removed", SOON, || c.stat("bytes_used") < full * 3 / 4);
+    counted_is_there(&mut c, &spaces);
+    for space in &spaces {
+        assert!(ask(&mut c, space).seqs().into_iter().eq(502..=1501));
+    }
+    // Too old: all of it goes.
+    c.ok("CONFIG SET presence.history-ttl-ms 50");
+    wait_until("the histories to be removed", SOON, || c.stat("bytes_used") < 100_000);
+    counted_is_there(&mut c, &spaces);
+    assert!(spaces.iter().all(|space| ask(&mut c, space).events.is_empty()));
+    assert_eq!((c.stat("spaces"), c.stat("sessions")), (20, 20));
+}
+
+/// One event would remove thousands: it removes some, and the sweep the rest, on the replica too.
+#[test]
+fn an_event_after_many_old_ones_leaves_most_of_them_to_the_sweep() {
+    let p_server = crate::replication::primary()
+        .config("presence.history-length", "100000")
+        .config("presence.history-ttl-ms", "1500")
+        .start();
+    let r_server = crate::replication::replica_of(&p_server).start();
+    let (mut p, mut r) = (p_server.connect(), r_server.connect());
+    crate::replication::sync(&mut p, &mut r);
+    p.ok("PRESENCE.ONLINE s a EX 3600");
+    p.batch((0..30_000).map(|n| args!["PRESENCE.MESSAGE", "s", "a", format!("line {n}")]));
+    let full = p.int("MEMORY USAGE s");
+    let last = ask(&mut p, "s COUNT 1").id;
+    // The last of them is young for longer than the others.
+    sleep_until(now_ms() + 1000);
+    p.ok("PRESENCE.MESSAGE s a last-but-one");
+    sleep_until(now_ms() + 600);
+    p.ok("PRESENCE.MESSAGE s a last");
+    let told = ask(&mut p, &format!("s AFTER {last}"));
+    assert_eq!((told.gap, told.events.len()), (false, 2));
+    wait_until("the old events to be removed", SOON, || p.int("MEMORY USAGE s") < full / 20);
+    assert_eq!(ask(&mut p, "s").seqs(), [30_002, 30_003]);
+    crate::replication::same(&mut p, &mut r);
+    wait_until("the replica to remove them", SOON, || r.int("MEMORY USAGE s") < full / 20);
+    counted_is_there(&mut r, &["s".into()]);
+}

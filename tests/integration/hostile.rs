@@ -617,6 +617,209 @@ fn small_payloads_that_ask_for_much_memory_do_not_get_it() {
     victim.verdict(4 * bytes + (16 << 20));
 }
 
+// --- payloads of our own ---------------------------------------------------------------------------------------------
+
+/// A batch of effects: what a space is saved as.
+struct Batch(Vec<u8>);
+
+impl Batch {
+    fn new(seq: u64) -> Batch {
+        let mut batch = Batch(vec![1]);
+        batch.effect(0, |out| [7, seq, 0].into_iter().for_each(|n| number(out, n)));
+        batch
+    }
+
+    fn effect(&mut self, kind: u64, fields: impl FnOnce(&mut Vec<u8>)) {
+        let mut effect = Vec::new();
+        number(&mut effect, kind);
+        fields(&mut effect);
+        number(&mut self.0, effect.len() as u64);
+        self.0.extend_from_slice(&effect);
+    }
+
+    fn session(mut self, user: &str, meta: &[u8]) -> Batch {
+        let lease = now_ms() as u64 + 3_600_000;
+        self.effect(10, |out| {
+            bytes(out, user.as_bytes());
+            bytes(out, b"");
+            [lease, 5, 5].into_iter().for_each(|n| number(out, n));
+            out.extend_from_slice(&[0, 1]);
+            bytes(out, meta);
+        });
+        self
+    }
+
+    fn event(mut self, at: u64, text: &[u8]) -> Batch {
+        self.effect(11, |out| {
+            number(out, at);
+            bytes(out, text);
+        });
+        self
+    }
+}
+
+fn number(out: &mut Vec<u8>, n: u64) {
+    match n {
+        0..=250 => out.push(n as u8),
+        251..=0xffff => out.extend([&[251][..], &(n as u16).to_le_bytes()].concat()),
+        0x1_0000..=0xffff_ffff => out.extend([&[252][..], &(n as u32).to_le_bytes()].concat()),
+        _ => out.extend([&[253][..], &n.to_le_bytes()].concat()),
+    }
+}
+
+fn bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    number(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+fn join(seq: u64, user: &str, meta: &str) -> String {
+    format!(
+        r#"{{"id":"7-{seq}","space":"s","type":"join","user":"{user}","joined_at":5,"meta":{meta},"users":1,"at":5}}"#
+    )
+}
+
+impl Victim {
+    /// Restores a space that is saved as this batch.
+    fn restore(&mut self, key: &str, batch: Batch) -> Result<Value, String> {
+        let parts = Parts::of(&self.genuine);
+        let body = parts.build(&[Item::Text(batch.0), Item::Text(Vec::new())]);
+        self.c.try_cmd(args!["RESTORE", key, 0, seal(body, &self.genuine), "REPLACE"])
+    }
+}
+
+/// Metadata has one check, whichever way it comes.
+#[test]
+fn restore_takes_the_metadata_that_online_takes() {
+    let mut victim = Victim::new(false);
+    let nested = |n: usize| "[".repeat(n) + &"]".repeat(n);
+    let metas: Vec<(Vec<u8>, bool)> = vec![
+        (b"{\"a\": [1, 2.5e3, \"\\ud83d\\ude00\", null]}".to_vec(), true),
+        (nested(100).into(), true),
+        (b"18446744073709551616".to_vec(), true),
+        (nested(129).into(), false),
+        (nested(100_000).into(), false),
+        (b"\"\\ud800\"".to_vec(), false),
+        (b"{\"\\udc00\":1}".to_vec(), false),
+        (b"1e999".to_vec(), false),
+        (b"[-1e999]".to_vec(), false),
+        (b"".to_vec(), false),
+        (b"{}{}".to_vec(), false),
+        (b"nul".to_vec(), false),
+        (b"\"\xff\"".to_vec(), false),
+    ];
+    victim.c.ok("CONFIG SET presence.max-meta-bytes 1mb");
+    for (meta, right) in metas {
+        let shown = meta.escape_ascii().to_string();
+        let online = victim.c.try_cmd(args!["PRESENCE.ONLINE", "o", "u", "META", &meta]);
+        let restored = victim.restore("r", Batch::new(9).session("u", &meta));
+        assert_eq!((online.is_ok(), restored.is_ok()), (right, right), "{shown:.200}");
+        if right {
+            let [online, restored] =
+                ["o", "r"].map(|key| victim.c.user(key, "u").unwrap().sessions[0].meta.clone());
+            assert_eq!(online, restored);
+        }
+    }
+    // `null` is no metadata: ONLINE clears it, and a snapshot does not have it.
+    victim.restore("r", Batch::new(9).session("u", b" null")).unwrap_err();
+    assert!(victim.server.alive());
+}
+
+/// Events are read by followers: only what this module writes is restored.
+#[test]
+fn restore_takes_events_that_a_follower_can_read() {
+    let mut victim = Victim::new(false);
+    let fine = join(3, "u", "[1]");
+    let close = r#"{"id":"7-3","space":"s","type":"close","users":0,"at":5}"#;
+    for text in [&fine, close] {
+        victim.restore("r", Batch::new(3).event(now_ms() as u64, text.as_bytes())).unwrap();
+        assert_eq!(crate::history::ask(&mut victim.c, "r").raws(), [text]);
+    }
+    let deep = "[".repeat(1000) + &"]".repeat(1000);
+    for (from, to) in [
+        ("7-3", "7-2"),
+        ("7-3", "7-4"),
+        ("7-3", "7"),
+        ("\"7-3\"", "7"),
+        ("\"s\"", "\"\\ud800\""),
+        ("join", "jion"),
+        ("join", "leave"),
+        ("\"user\":\"u\",", ""),
+        ("\"u\"", "\"\""),
+        ("[1]", "null"),
+        ("[1]", "1e999"),
+        ("[1]", &deep),
+        (",\"at\":5", ""),
+        (",\"at\":5", ",\"at\":5,\"at\":6"),
+        (",\"at\":5", ",\"at\":5,\"x\":6"),
+        (",\"at\":5", ",\"at\":\"5\""),
+        ("{", "[{"),
+        ("}", "}]"),
+    ] {
+        let text = fine.replacen(from, to, 1);
+        assert_ne!(text, fine);
+        let batch = Batch::new(3).event(now_ms() as u64, text.as_bytes());
+        victim.restore("r", batch).expect_err(&text);
+    }
+    // The last events, without a hole.
+    let events = |seqs: &[u64]| {
+        seqs.iter().fold(Batch::new(3), |batch, seq| {
+            batch.event(now_ms() as u64, join(*seq, "u", "1").as_bytes())
+        })
+    };
+    for (seqs, right) in [
+        (&[1, 2, 3][..], true),
+        (&[2, 3], true),
+        (&[1, 2], false),
+        (&[1, 3], false),
+        (&[3, 3], false),
+        (&[3, 2], false),
+        (&[0], false),
+    ] {
+        assert_eq!(victim.restore("r", events(seqs)).is_ok(), right, "{seqs:?}");
+    }
+    assert!(victim.server.alive());
+}
+
+/// The times of a history may be in any order: the clock was set back, or a payload says so. The sweep is done with it
+/// when it is done, and does not look again at once.
+#[test]
+fn histories_with_times_in_any_order_leave_the_server_idle() {
+    let mut victim = Victim::new(false);
+    victim.c.ok("CONFIG SET presence.history-ttl-ms 2000");
+    victim.c.ok("CONFIG SET presence.history-length 100");
+    let now = now_ms() as u64;
+    let far = now + 3_600_000;
+    for (n, times) in [
+        [far, far, now],
+        [now, far, now],
+        [far, now, far],
+        [far, now - 5000, now],
+        [now - 5000, far, now - 5000],
+        [far, 0, 0],
+    ]
+    .into_iter()
+    .cycle()
+    .take(60)
+    .enumerate()
+    {
+        let mut batch = Batch::new(3).session("u", b"1");
+        for (at, seq) in times.into_iter().zip(1..) {
+            batch = batch.event(at, join(seq, "u", "1").as_bytes());
+        }
+        victim.restore(&format!("r{n}"), batch).unwrap();
+    }
+    let c = &mut victim.c;
+    wait_until("the times of the last events to be over", SOON, || {
+        crate::history::ask(c, "r0").events.is_empty()
+    });
+    let looked = |c: &mut Conn| c.stat("sweeps");
+    wait_until("the timer to rest", SOON * 2, || {
+        let before = looked(c);
+        sleep_until(now_ms() + 1000);
+        looked(c) - before < 20
+    });
+}
+
 // --- calls of any kind -----------------------------------------------------------------------------------------------
 
 /// The module's commands; those for internal use, with an underscore, apart.

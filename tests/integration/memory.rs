@@ -522,3 +522,238 @@ fn a_million_sessions_in_one_space_flushed_in_the_background() {
 fn a_million_sessions_in_many_spaces_flushed_in_the_background() {
     a_million_flushed_in_the_background(20_000);
 }
+
+// --- maxmemory -------------------------------------------------------------------------------------------------------
+
+fn refused(reply: &Result<Value, String>) -> bool {
+    reply.as_ref().is_err_and(|e| e.starts_with("OOM "))
+}
+
+/// Sets `maxmemory` so that `left` bytes are left.
+fn leave(c: &mut Conn, left: i64) -> i64 {
+    let limit = used_memory(c) + left;
+    c.ok(args!["CONFIG", "SET", "maxmemory", limit]);
+    limit
+}
+
+#[test]
+fn without_memory_metadata_does_not_become_longer() {
+    let server = Server::with(&[("maxmemory-policy", "noeviction")]);
+    let mut c = server.connect();
+    let mut sub = server.psubscribe(&["presence:*"]);
+    for space in ["few", "many"] {
+        c.ok(["PRESENCE.ONLINE", space, "a", "META", "\"1234\"", "EX", "5000"]);
+        c.ok(["PRESENCE.ONLINE", space, "plain", "EX", "5000"]);
+    }
+    for u in 0..50 {
+        c.ok(args!["PRESENCE.ONLINE", "many", format!("u{u}"), "EX", 5000]);
+    }
+    sub.events_so_far(&mut c);
+    c.ok("CONFIG SET maxmemory 1");
+    for space in ["few", "many"] {
+        let before = (c.digest(space), c.ok(["PRESENCE.SPACE", space, "WITHSESSIONS"]));
+        for args in [
+            args!["PRESENCE.ONLINE", space, "a", "META", "\"12345\""],
+            args!["PRESENCE.ONLINE", space, "a", "META", "\"12345\"", "XX", "EX", 9000],
+            args!["PRESENCE.ONLINE", space, "plain", "META", "1"],
+        ] {
+            assert!(refused(&c.try_cmd(args.clone())), "{}", show(&args));
+        }
+        let after = (c.digest(space), c.ok(["PRESENCE.SPACE", space, "WITHSESSIONS"]));
+        assert_eq!(after, before, "a refused call changed something");
+        assert!(sub.events_so_far(&mut c).is_empty());
+        for args in [
+            args!["PRESENCE.ONLINE", space, "a", "META", "\"1234\""],
+            args!["PRESENCE.ONLINE", space, "a", "META", "\"4321\""],
+            args!["PRESENCE.ONLINE", space, "a", "META", "1", "EX", 60],
+            args!["PRESENCE.ONLINE", space, "a", "META", "null"],
+            args!["PRESENCE.ONLINE", space, "a"],
+            args!["PRESENCE.ONLINE", space, "a", "PX", 70_000],
+            args!["PRESENCE.ONLINE", space, "plain", "META", "null"],
+            args!["PRESENCE.ONLINE", space, "USERS", 2, "a", "plain"],
+        ] {
+            assert_eq!(c.ok(args.clone()), Value::Int(0), "{}", show(&args));
+        }
+        let told: Vec<String> = sub.events_so_far(&mut c).iter().map(Event::brief).collect();
+        assert_eq!(told.len(), 3, "{told:?}");
+    }
+}
+
+/// Updates of equal length, leaves, and a longer history: events take no memory that is not there. What goes for them
+/// is told to the replica.
+#[test]
+fn without_memory_histories_do_not_grow() {
+    let p_server = crate::replication::primary()
+        .config("maxmemory-policy", "noeviction")
+        .config("presence.history-length", "2")
+        .config("presence.history-ttl-ms", "3600000")
+        .start();
+    let r_server = crate::replication::replica_of(&p_server).start();
+    let (mut p, mut r) = (p_server.connect(), r_server.connect());
+    let meta = |n: usize| format!("\"{}{n}\"", "m".repeat(3000));
+    for s in 0..200 {
+        for user in ["a", "b", "c"] {
+            p.ok(args!["PRESENCE.ONLINE", format!("s{s}"), user, "META", meta(0), "EX", 5000]);
+        }
+    }
+    crate::replication::sync(&mut p, &mut r);
+    let mut sub = p_server.psubscribe(&["presence:*"]);
+    p.ok("CONFIG SET presence.history-length 1000");
+    let limit = leave(&mut p, -1);
+    for n in 1..9 {
+        let updates =
+            (0..200).map(|s| args!["PRESENCE.ONLINE", format!("s{s}"), "a", "META", meta(n)]);
+        p.batch(updates).into_iter().for_each(|reply| assert_eq!(reply.unwrap(), Value::Int(0)));
+    }
+    let short = now_ms() + 300;
+    p.batch((0..200).map(|s| args!["PRESENCE.ONLINE", format!("s{s}"), "b", "PXAT", short]));
+    p.batch((0..200).map(|s| args!["PRESENCE.OFFLINE", format!("s{s}"), "a"]));
+    wait_until("the short leases to end", SOON, || p.int("PRESENCE.COUNT s199") == 1);
+    wait_until("the sweep", SOON, || p.stat("sweep_backlog") == 0);
+    assert_eq!(sub.events_so_far(&mut p).len(), 200 * (8 + 1 + 1), "subscribers get every event");
+    let used = used_memory(&mut p);
+    assert!(used <= limit + limit / 50, "{used} of {limit}");
+    crate::replication::same(&mut p, &mut r);
+    // Whatever is kept is the end of the story, without a hole.
+    for s in 0..200 {
+        let told = crate::history::ask(&mut p, &format!("s{s}"));
+        let seqs = told.seqs();
+        let last = parse_id(&told.id).1;
+        assert!(seqs.iter().copied().eq(last + 1 - seqs.len() as u64..=last), "{seqs:?}");
+    }
+    // With memory they grow again.
+    p.ok("CONFIG SET maxmemory 0");
+    for n in 1..9 {
+        p.ok(args!["PRESENCE.ONLINE", "s0", "c", "META", meta(n)]);
+    }
+    assert!(crate::history::ask(&mut p, "s0").events.len() >= 8);
+    crate::replication::same(&mut p, &mut r);
+}
+
+#[test]
+fn a_call_that_needs_more_memory_than_is_left_is_refused_whole() {
+    let server = Server::with(&[
+        ("maxmemory-policy", "noeviction"),
+        ("presence.max-message-bytes", "16mb"),
+        ("presence.max-meta-bytes", "16mb"),
+    ]);
+    let mut c = server.connect();
+    let list = |space: &str, n: usize| {
+        let mut words = args!["PRESENCE.ONLINE", space, "USERS", n];
+        words.extend((0..n).map(|u| format!("user-{u}").into_bytes()));
+        words
+    };
+    let long = "\x02".repeat(4096);
+    let text = |n: usize| "\x02".repeat(n);
+    c.ok("PRESENCE.ONLINE small a");
+    assert_eq!(c.int(list("known", 60_000)), 60_000);
+    let limit = leave(&mut c, 3 << 20);
+    let before = (c.digest("small"), c.int("DBSIZE"));
+    for args in [
+        list("new", 60_000),
+        list(&long, 1000),
+        list("small", 60_000),
+        args!["PRESENCE.MESSAGE", "small", "a", text(1 << 20)],
+        args!["PRESENCE.ONLINE", "small", "a", "META", format!("\"{}\"", "m".repeat(4 << 20))],
+        args!["PRESENCE.ONLINE", "small", "new", "META", format!("\"{}\"", "m".repeat(4 << 20))],
+    ] {
+        assert!(refused(&c.try_cmd(args.clone())), "{:.100}", show(&args));
+        assert_eq!((c.digest("small"), c.int("DBSIZE")), before, "{:.100}", show(&args));
+    }
+    // What is there is renewed, however long the list and however few of it are new.
+    assert_eq!(c.int(list("known", 60_000)), 0);
+    assert_eq!(c.int(list("known", 60_001)), 1);
+    assert_eq!(c.int(list("new", 3000)), 3000);
+    c.ok(args!["PRESENCE.MESSAGE", "small", "a", text(10_000)]);
+    let used = used_memory(&mut c);
+    assert!(used <= limit + limit / 50, "{used} of {limit}");
+    // With a policy that evicts the server makes room before the next command, as for any other.
+    c.ok("CONFIG SET maxmemory-policy allkeys-lru");
+    assert_eq!(c.int(list("newer", 60_000)), 60_000);
+}
+
+// --- the memory of one call ------------------------------------------------------------------------------------------
+
+/// The peak of the server's resident memory during a call, above what there was before (bytes).
+fn peak_of(server: &Server, c: &mut Conn, calls: Vec<Vec<Vec<u8>>>) -> (u64, Vec<Value>) {
+    let proc = format!("/proc/{}", server.pid());
+    let field = |name: &str| {
+        let status = std::fs::read_to_string(format!("{proc}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() << 10
+    };
+    std::fs::write(format!("{proc}/clear_refs"), "5").unwrap();
+    let before = field("VmRSS:");
+    let replies = c.batch(calls).into_iter().map(Result::unwrap).collect();
+    (field("VmHWM:").saturating_sub(before), replies)
+}
+
+/// The texts of a call's events are many times its arguments: each repeats the name of the space, six bytes for each
+/// of these. They are published as the call goes on, all of them and in their order.
+#[test]
+fn a_call_publishes_its_events_as_it_goes() {
+    const USERS: usize = 4000;
+    let server = Server::with(&[("presence.history-length", "10")]);
+    let mut c = server.connect();
+    let name = "\x02".repeat(4096);
+    let list = |command: &str| {
+        let mut words = args![command, &name, "USERS", USERS];
+        words.extend((0..USERS).map(|u| format!("user-{u}").into_bytes()));
+        words
+    };
+    let sessions = |from: usize| {
+        let mut words = args!["PRESENCE.ONLINE", &name, "SESSIONS", 500];
+        words
+            .extend((from..from + 500).flat_map(|s| [b"u".to_vec(), format!("s{s}").into_bytes()]));
+        words
+    };
+    let mut last = 0;
+    let mut check = |c: &mut Conn, calls: Vec<Vec<Vec<u8>>>, events: u64| {
+        let what = format!("{:.60}", show(calls.last().unwrap()));
+        let (peak, replies) = peak_of(&server, c, calls);
+        println!("{} MB for {events} events, {what}", peak >> 20);
+        assert!(peak < 32 << 20, "{} MB for {what}", peak >> 20);
+        let id = parse_id(&c.space(&name).id).1;
+        assert_eq!(id, last + events, "{what}");
+        last = id;
+        replies
+    };
+    assert_eq!(check(&mut c, vec![list("PRESENCE.ONLINE")], USERS as u64), [Value::Int(4000)]);
+    assert_eq!(check(&mut c, vec![list("PRESENCE.OFFLINE")], USERS as u64), [Value::Int(4000)]);
+    check(&mut c, vec![sessions(0), sessions(500)], 1000);
+    check(&mut c, vec![args!["PRESENCE.OFFLINE", &name, "u"]], 1000);
+    // Leases that end while the server is busy are told of by who closes the space.
+    let mut brief = list("PRESENCE.ONLINE");
+    brief.extend(args!["PX", 100]);
+    let close = args!["PRESENCE.CLOSE", &name];
+    check(&mut c, vec![brief, args!["DEBUG", "SLEEP", "0.2"], close], 2 * USERS as u64 + 1);
+}
+
+#[test]
+fn subscribers_of_all_nodes_get_the_events_of_a_long_call_in_order() {
+    const USERS: usize = 3000;
+    let p_server = crate::replication::primary().start();
+    let r_server = crate::replication::replica_of(&p_server).start();
+    let (mut p, mut r) = (p_server.connect(), r_server.connect());
+    crate::replication::sync(&mut p, &mut r);
+    let (mut at_p, mut at_r) =
+        (p_server.psubscribe(&["presence:*"]), r_server.psubscribe(&["presence:*"]));
+    let name = "long".repeat(200);
+    let mut seq = 0;
+    for (command, kind) in [("PRESENCE.ONLINE", "join"), ("PRESENCE.OFFLINE", "leave")] {
+        let mut words = args![command, &name, "USERS", USERS];
+        words.extend((0..USERS).map(|u| format!("user-{u}").into_bytes()));
+        assert_eq!(p.int(words), USERS as i64);
+        for sub in [&mut at_p, &mut at_r] {
+            let events = sub.events(USERS, SOON * 2);
+            for (n, event) in events.iter().enumerate() {
+                assert_eq!(event.id().1, seq + 1 + n as u64);
+                assert_eq!((event.kind(), event.user()), (kind, &*format!("user-{n}")));
+            }
+        }
+        seq += USERS as u64;
+    }
+    crate::replication::same(&mut p, &mut r);
+    assert_eq!(p.stat("events_published"), 2 * USERS as i64);
+    assert_eq!(r.stat("events_published"), 0);
+}
