@@ -86,6 +86,7 @@ impl History {
         self.excess > 0
     }
 
+    #[inline]
     fn get(&self, at: usize) -> Option<&Kept> {
         let at = self.removed + at;
         self.pages.get(at / PAGE)?.get(at % PAGE)
@@ -104,16 +105,26 @@ impl History {
         }
         self.append(at, text);
         self.put_in_order();
-        let surplus = self.len() - self.kept(at, retention);
-        self.excess = surplus;
-        for _ in 0..surplus.min(REMOVED_PER_PUSH) {
+        for _ in 0..REMOVED_PER_PUSH {
+            if !self.has_surplus(at, retention) {
+                return;
+            }
             self.remove_oldest();
         }
+        if self.has_surplus(at, retention) {
+            self.excess = self.len() - self.kept(at, retention);
+        }
+    }
+
+    /// Whether the oldest event is no longer kept.
+    fn has_surplus(&self, at: Timestamp, retention: Retention) -> bool {
+        let is_over = |oldest: &Kept| is_over(oldest.at, at, retention);
+        self.excess > 0 || self.len() as u64 > retention.length || self.get(0).is_some_and(is_over)
     }
 
     /// Appends an event of a snapshot.
     pub fn append(&mut self, at: Timestamp, text: &[u8]) {
-        let newest = self.len().checked_sub(1).and_then(|newest| self.get(newest));
+        let newest = self.pages.back().and_then(|page| page.last());
         self.in_order &= newest.is_none_or(|newest| newest.at <= at);
         let is_first = self.pages.is_empty();
         if self.pages.back().is_none_or(|page| page.len() == PAGE) {
@@ -201,7 +212,10 @@ impl History {
         if !self.in_order {
             return (from..end).rev().take_while(|n| is_kept(*n)).count();
         }
-        // The first that is kept.
+        // The first that is kept: most of the time, that is the first of all.
+        if is_kept(from) {
+            return end - from;
+        }
         let mut to = end;
         while from < to {
             let middle = from + (to - from) / 2;
