@@ -789,6 +789,8 @@ proptest! {
                 2 if now % 10 == 0 => { space.close(at, now + 5, &mut heard); }
                 _ => { space.message(at, "a", "", "hello", &mut heard); }
             }
+            let is_left = space.history().is_some_and(|history| history.len() > history.live());
+            prop_assert!(!is_left || space.next_due(retention) == 0, "nobody frees what is left");
             if what > 3 {
                 let mut steps = 0;
                 let mut few = || { steps += 1; steps < 3 };
