@@ -27,7 +27,6 @@ pub use record::Record;
 
 use members::{Members, AT_ONCE};
 use record::{Lease, Packed};
-use std::borrow::Cow;
 
 /// Unix time in milliseconds.
 pub type Timestamp = u64;
@@ -525,29 +524,26 @@ impl Space {
         sessions.saturating_add(events.saturating_sub(replaced))
     }
 
-    /// Whether sessions that are not there yet may come in; `new` names them, `meta` is what each
-    /// comes with.
+    /// Whether sessions that are not there yet may come in; `new` names them and is sorted by this,
+    /// `meta` is what each comes with.
     fn admit(
         &mut self,
         at: At,
-        new: &[(&str, &str)],
+        new: &mut [(&str, &str)],
         meta: Text,
         has_memory: impl FnOnce(usize) -> bool,
     ) -> Result<(), Refusal> {
         if !has_memory(self.growth(at, new, meta)) {
             return Err(Refusal::NoMemory);
         }
-        let mut sorted = Cow::Borrowed(new);
-        if new.len() > 1 {
-            sorted.to_mut().sort_unstable();
-            sorted.to_mut().dedup();
-        }
+        new.sort_unstable();
         self.members.advance(at.now);
         let mut new_users = 0;
-        for of_user in sorted.chunk_by(|a, b| a.0 == b.0) {
+        for of_user in new.chunk_by(|a, b| a.0 == b.0) {
             let user = of_user.first().map_or("", |(user, _)| user);
             let live = self.user(user, at.now).map_or(0, |user| user.live_sessions());
-            if (live + of_user.len()) as u64 > at.limits.sessions_per_user {
+            let sessions = of_user.chunk_by(|a, b| a == b).count();
+            if (live + sessions) as u64 > at.limits.sessions_per_user {
                 return Err(Refusal::SessionsPerUser);
             }
             new_users += usize::from(live == 0);
@@ -639,7 +635,7 @@ impl Space {
             MetaChange::To(meta) => meta,
             MetaChange::Keep => None,
         };
-        self.admit(at, &[(user, session)], meta, has_memory)?;
+        self.admit(at, &mut [(user, session)], meta, has_memory)?;
         Ok(Some(usize::from(self.come(at, trail, (user, session), lease, meta, sink))))
     }
 
@@ -698,20 +694,22 @@ impl Space {
             return Err(Refusal::Closed);
         }
         let places = self.find_live(sessions, at.now, fetch);
-        let new: Vec<(&str, &str)> = sessions
+        let mut new: Vec<(&str, &str)> = sessions
             .iter()
             .zip(&places)
             .filter(|(_, place)| place.is_none())
             .map(|(session, _)| *session)
             .collect();
         if !new.is_empty() {
-            self.admit(at, &new, None, has_memory)?;
+            self.admit(at, &mut new, None, has_memory)?;
         }
+        let only_renews = new.is_empty();
+        drop(new);
         let mut came_online = 0;
         for (&(user, session), place) in sessions.iter().zip(places) {
             // Numbers change only when sessions end, and they end only before one enters: one that
             // was found is good as long as nobody new is in the list.
-            let place = if new.is_empty() {
+            let place = if only_renews {
                 place
             } else {
                 self.live(&Trail::default(), (user, session), at.now)
