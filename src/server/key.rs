@@ -483,6 +483,8 @@ impl<'a> SpaceKey<'a> {
     pub fn reschedule(&mut self, due: Option<u64>) {
         let (db, name) = (self.db, self.name);
         let held = self.held();
+        // Whoever works on a space by the timer may have changed its size without an effect.
+        held.count();
         let due = due.unwrap_or_else(|| held.space.next_due(settings::retention()));
         held.schedule_at(db, name.bytes(), due);
     }

@@ -430,9 +430,9 @@ fn keys_are_opaque_too() {
             assert_eq!(c.int(args!["EXISTS", b"\xff\xfe"]), 0);
         }
     }
-    let long = "k".repeat(100_000);
+    let long = "k".repeat(4096);
     assert_eq!(c.int(["PRESENCE.ONLINE", &long, "a"]), 1);
-    assert_eq!(sub.event(SOON).str("space").len(), 100_000);
+    assert_eq!(sub.event(SOON).str("space"), long);
     assert!(server.alive());
 }
 
