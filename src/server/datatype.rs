@@ -141,7 +141,7 @@ unsafe fn load(io: *mut raw::RedisModuleIO, encoding: c_int) -> Result<Space, &'
         api!(RedisModule_Free(buffer.cast()));
         restored?;
         if is_end {
-            return match (begun, space.is_whole()) {
+            return match (begun, space.end_restore()) {
                 (true, true) => Ok(space),
                 (true, false) => Err("its last event is missing"),
                 (false, _) => Err("it has no beginning"),

@@ -46,7 +46,8 @@ pub struct History {
     removed: usize,
     /// Number of the oldest events that are no longer kept and have still to be removed.
     excess: usize,
-    /// Whether the times do not decrease. False only after a snapshot with other times was loaded.
+    /// Whether the times do not decrease. False only while a snapshot with other times is restored, or
+    /// after an AOF with such times.
     in_order: bool,
     text_bytes: usize,
     page_bytes: usize,
@@ -143,7 +144,7 @@ impl History {
     }
 
     /// Makes the times not decrease: gives each event the earliest time of those that follow it.
-    fn put_in_order(&mut self) {
+    pub fn put_in_order(&mut self) {
         if self.in_order {
             return;
         }

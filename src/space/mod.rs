@@ -951,8 +951,11 @@ impl Space {
         Ok(())
     }
 
-    /// Whether a snapshot that has been restored has an end.
-    pub fn is_whole(&self) -> bool {
+    /// Ends the restoring of a snapshot. Returns whether its last event was there.
+    pub fn end_restore(&mut self) -> bool {
+        if let Some(history) = &mut self.history {
+            history.put_in_order();
+        }
         let newest = self.history().and_then(|history| history.newest(1).next());
         newest.is_none_or(|(_, text)| event_seq(text) == Some(self.seq))
     }
