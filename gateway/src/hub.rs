@@ -314,7 +314,12 @@ impl Hub {
         let Some(event) = Event::parse(text) else { return };
         match self.room.offer(&event) {
             Offer::Old => {}
-            Offer::Hole => self.catch_up().await,
+            Offer::Ask => {
+                self.catch_up().await;
+                if self.ready {
+                    self.room.note_ended_epoch(event.id.epoch);
+                }
+            }
             Offer::Applied(changes) => self.tell_event(&event, &changes),
         }
         self.attach_waiting();
@@ -354,11 +359,10 @@ impl Hub {
         let store = self.shared.store.clone();
         if self.room.last != EventId::default() {
             let since = store.events_after(&self.space, self.room.last).await?;
-            if !since.gap {
+            if since.continues(self.room.last) {
                 for event in since.events {
-                    if let Offer::Applied(changes) = self.room.offer(&event) {
-                        self.tell_event(&event, &changes);
-                    }
+                    let changes = self.room.apply(&event);
+                    self.tell_event(&event, &changes);
                 }
                 return Ok(());
             }

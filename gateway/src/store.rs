@@ -1,12 +1,15 @@
 //! The module's commands, as the gateway uses them.
 
 use crate::core::event::{Event, EventId, Meta};
+use crate::core::follow::Since;
 use crate::core::room::{Key, Member, Room};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{cmd, FromRedisValue, RedisError, RedisResult, Value};
 use std::time::Duration;
 
 const PAGE: usize = 1000;
+/// A space that changes faster than it can be read page by page is then read at once.
+const PAGED_READS: usize = 3;
 
 #[derive(Clone)]
 pub struct Store {
@@ -91,27 +94,36 @@ impl Store {
 
     /// Who is in the space. What happens while it is read page by page is applied on top.
     pub async fn snapshot(&self, space: &str) -> RedisResult<Room> {
-        loop {
-            let (first, members) = self.pages(space).await?;
+        for _ in 0..PAGED_READS {
+            let (first, members, pages) = self.pages(space, Some(PAGE)).await?;
             let mut room = Room::new(first, members);
             // 0-0 is a space that does not exist. It is then before whatever comes.
-            if first == EventId::default() {
+            if pages == 1 || first == EventId::default() {
                 return Ok(room);
             }
             let since = self.events_after(space, first).await?;
-            if !since.gap {
+            if since.continues(first) {
                 since.events.iter().for_each(|event| drop(room.apply(event)));
                 return Ok(room);
             }
         }
+        let (first, members, _) = self.pages(space, None).await?;
+        Ok(Room::new(first, members))
     }
 
-    async fn pages(&self, space: &str) -> RedisResult<(EventId, Vec<Member>)> {
+    /// The id and the sessions of a space, and how many pages they were.
+    async fn pages(
+        &self,
+        space: &str,
+        size: Option<usize>,
+    ) -> RedisResult<(EventId, Vec<Member>, usize)> {
         let (mut first, mut members, mut cursor) = (None, Vec::new(), "0".to_string());
-        loop {
+        for pages in 1.. {
             let mut command = cmd("PRESENCE.SPACE");
             command.arg(space).arg("WITHSESSIONS").arg("CURSOR").arg(&cursor);
-            command.arg("COUNT").arg(PAGE);
+            if let Some(size) = size {
+                command.arg("COUNT").arg(size);
+            }
             let page: Value = command.query_async(&mut self.redis.clone()).await?;
             if first.is_none() {
                 first = Some(id_of(&page)?);
@@ -121,9 +133,10 @@ impl Store {
             }
             cursor = string(field(&page, "cursor")?)?;
             if cursor == "0" {
-                return Ok((first.unwrap_or_default(), members));
+                return Ok((first.unwrap_or_default(), members, pages));
             }
         }
+        Err(strange("cursor"))
     }
 
     pub async fn last_id(&self, space: &str) -> RedisResult<EventId> {
@@ -141,7 +154,7 @@ impl Store {
         for text in items(field(&reply, "events")?) {
             events.push(Event::parse(string(text)?.as_bytes()).ok_or_else(|| strange("event"))?);
         }
-        Ok(Since { gap, events })
+        Ok(Since { id: id_of(&reply)?, gap, events })
     }
 
     /// Many sessions at once, without metadata: simulated users.
@@ -163,13 +176,6 @@ impl Store {
     pub async fn info(&self) -> RedisResult<String> {
         cmd("INFO").arg("presence").query_async(&mut self.redis.clone()).await
     }
-}
-
-/// What happened in a space since an id.
-pub struct Since {
-    /// Not all of it is known any more.
-    pub gap: bool,
-    pub events: Vec<Event>,
 }
 
 fn read_member(member: &Value, into: &mut Vec<Member>) -> RedisResult<()> {

@@ -15,14 +15,6 @@ impl EventId {
         let (epoch, seq) = text.split_once('-')?;
         Some(EventId { epoch: epoch.parse().ok()?, seq: seq.parse().ok()? })
     }
-
-    /// Whether nothing can have happened between `before` and this.
-    pub fn follows(self, before: EventId) -> bool {
-        if before == EventId::default() {
-            return self.seq == 1;
-        }
-        self.epoch == before.epoch && before.seq.checked_add(1) == Some(self.seq)
-    }
 }
 
 impl fmt::Display for EventId {
@@ -140,9 +132,6 @@ mod tests {
     fn ids() {
         let id = |s| EventId::parse(s).unwrap();
         assert_eq!(id("1795354360536-8").to_string(), "1795354360536-8");
-        assert!(id("5-2").follows(id("5-1")) && !id("5-3").follows(id("5-1")));
-        assert!(!id("6-2").follows(id("5-1")), "another life of the space");
-        assert!(id("6-1").follows(id("0-0")) && !id("6-2").follows(id("0-0")));
         assert!(id("5-1") < id("5-2") && id("5-9") < id("6-1"));
         for bad in ["", "5", "-", "5-", "a-1", "5-1-1", "-5-1"] {
             assert_eq!(EventId::parse(bad), None, "{bad}");

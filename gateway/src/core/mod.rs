@@ -3,6 +3,7 @@
 
 pub mod claim;
 pub mod event;
+pub mod follow;
 pub mod protocol;
 pub mod room;
 pub mod time;

@@ -1,6 +1,7 @@
 //! Who is in a space: a snapshot, and the events since.
 
 use super::event::{Event, EventId, Kind, Meta};
+use super::follow::{step, Step};
 use super::time::iso;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -72,8 +73,8 @@ pub enum Change {
 pub enum Offer {
     /// It was known already.
     Old,
-    /// Something before it is missing: nothing was done.
-    Hole,
+    /// Something before it may be missing: nothing was done, and the server is to be asked.
+    Ask,
     Applied(Vec<Change>),
 }
 
@@ -81,6 +82,8 @@ pub enum Offer {
 pub struct Room {
     /// The last event that is in it.
     pub last: EventId,
+    /// An epoch that is over, see `follow::step`.
+    ended_epoch: Option<u64>,
     members: HashMap<Key, Arc<Member>>,
     /// Sessions by shown id, the one that came first in front. Only that one is shown: should two gateways have given
     /// the same id to two users in the same moment, nobody sees one id twice.
@@ -117,13 +120,18 @@ impl Room {
     }
 
     pub fn offer(&mut self, event: &Event) -> Offer {
-        if event.id <= self.last {
-            return Offer::Old;
+        match step(self.last, self.ended_epoch, event.id) {
+            Step::Skip => Offer::Old,
+            Step::Ask => Offer::Ask,
+            Step::Apply => Offer::Applied(self.apply(event)),
         }
-        if !event.id.follows(self.last) {
-            return Offer::Hole;
+    }
+
+    /// The server was asked after an event of this epoch arrived. If the room is not in this epoch now, it is over.
+    pub fn note_ended_epoch(&mut self, epoch: u64) {
+        if self.last.epoch != epoch {
+            self.ended_epoch = Some(epoch);
         }
-        Offer::Applied(self.apply(event))
     }
 
     /// Applies an event whatever its number. One that is in the snapshot already does no harm.
@@ -234,6 +242,11 @@ mod tests {
         }
     }
 
+    /// A room in which nothing has happened yet.
+    fn empty() -> Room {
+        Room::new(EventId { epoch: 1, seq: 0 }, [])
+    }
+
     fn brief(changes: &[Change]) -> Vec<String> {
         let text = |c: &Change| match c {
             Change::Joined(m) => format!("+{}:{}", m.user, m.id),
@@ -257,12 +270,12 @@ mod tests {
 
     #[test]
     fn deltas() {
-        let mut room = Room::default();
+        let mut room = empty();
         assert_eq!(offer(&mut room, event(1, Kind::Join, "a", "1")), ["+a:1"]);
         assert_eq!(offer(&mut room, event(2, Kind::Add, "a", "2")), ["+a:2"]);
         assert_eq!(offer(&mut room, event(3, Kind::Message, "a", "2")), [""; 0]);
         assert_eq!(room.offer(&event(3, Kind::Leave, "a", "1")), Offer::Old);
-        assert_eq!(room.offer(&event(5, Kind::Leave, "a", "1")), Offer::Hole);
+        assert_eq!(room.offer(&event(5, Kind::Leave, "a", "1")), Offer::Ask);
         let mut update = event(4, Kind::Update, "a", "1");
         update.meta.status = "busy".into();
         assert_eq!(offer(&mut room, update), ["~a:1"]);
@@ -288,7 +301,7 @@ mod tests {
 
     #[test]
     fn no_id_is_shown_twice() {
-        let mut room = Room::default();
+        let mut room = empty();
         assert_eq!(offer(&mut room, event(1, Kind::Join, "a", "x")), ["+a:x"]);
         assert_eq!(offer(&mut room, event(2, Kind::Join, "b", "x")), [""; 0]);
         assert_eq!((room.count_id("x"), room.by_id("x").unwrap().user.as_str()), (2, "a"));
@@ -299,7 +312,7 @@ mod tests {
 
     #[test]
     fn sessions_of_other_programs_have_ids_of_their_own() {
-        let mut room = Room::default();
+        let mut room = empty();
         for (seq, user, session) in
             [(1, "a", "phone"), (2, "b", "phone"), (3, "c", ""), (4, "d/e", "f"), (5, "d", "e/f")]
         {
