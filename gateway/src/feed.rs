@@ -1,6 +1,7 @@
 //! One subscribing connection for all spaces of this gateway, and one subscription a space.
 
 use crate::hub::ToHub;
+use crate::store::Store;
 use futures_util::StreamExt;
 use redis::aio::{PubSubSink, PubSubStream};
 use std::collections::HashMap;
@@ -32,6 +33,9 @@ pub struct Feed {
     followed: HashMap<String, (Channels, UnboundedSender<ToHub>)>,
     by_side: HashMap<String, String>,
     connected: Arc<AtomicBool>,
+    store: Store,
+    /// The run of the server that this connection goes to; None if it is not known.
+    server: Option<Arc<str>>,
 }
 
 impl Feed {
@@ -39,8 +43,10 @@ impl Feed {
         client: redis::Client,
         requests: UnboundedReceiver<ToFeed>,
         connected: Arc<AtomicBool>,
+        store: Store,
     ) -> Feed {
-        Feed { client, requests, followed: HashMap::new(), by_side: HashMap::new(), connected }
+        let (followed, by_side) = (HashMap::new(), HashMap::new());
+        Feed { client, requests, followed, by_side, connected, store, server: None }
     }
 
     /// For the life of the process: connects, follows, connects again.
@@ -56,6 +62,9 @@ impl Feed {
                         let why = self.follow(&mut sink, &mut stream).await;
                         self.connected.store(false, Ordering::Relaxed);
                         let Some(why) = why else { return };
+                        for (_, hub) in self.followed.values() {
+                            let _ = hub.send(ToHub::Unsubscribed);
+                        }
                         eprintln!("gateway: the subscription is lost ({why}), connecting again");
                     }
                 }
@@ -93,8 +102,10 @@ impl Feed {
                 some.iter().flat_map(|c| [c.events.as_str(), c.side.as_str()]).collect();
             in_time(sink.subscribe(&names)).await?;
         }
+        // Without an answer the hubs take it for another server, and verify what they know.
+        self.server = in_time(self.store.server_run()).await.ok();
         for (_, hub) in self.followed.values() {
-            let _ = hub.send(ToHub::Subscribed);
+            let _ = hub.send(ToHub::Subscribed { server: self.server.clone() });
         }
         Ok(())
     }
@@ -120,7 +131,8 @@ impl Feed {
                         return Some(error.to_string());
                     }
                     if follow {
-                        self.tell(&channels.events, ToHub::Subscribed);
+                        let server = self.server.clone();
+                        self.tell(&channels.events, ToHub::Subscribed { server });
                     }
                 }
                 _ = check.tick() => {

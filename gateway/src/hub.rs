@@ -8,7 +8,7 @@ use crate::core::event::{Event, EventId, Meta};
 use crate::core::protocol::{self, Detail, Side};
 use crate::core::room::{Change, Key, Offer, Room};
 use crate::feed::{Channels, ToFeed};
-use crate::store::Store;
+use crate::store::{Own, SessionState, Store};
 use axum::extract::ws::Utf8Bytes;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -20,13 +20,17 @@ use tokio::sync::oneshot;
 const ASK_FOR: Duration = Duration::from_millis(300);
 const TICK: Duration = Duration::from_millis(500);
 /// A session whose event has not arrived by then is asked for.
-const EVENT_WITHIN: Duration = Duration::from_secs(1);
+const EVENT_WITHIN: Duration = Duration::from_millis(100);
 /// A space that was deleted, or whose last event got lost, is noticed by then.
 const AUDIT_EVERY: Duration = Duration::from_secs(5);
 
 pub enum ToHub {
-    /// Subscribed, for the first time or again: from here on nothing is missed.
-    Subscribed,
+    /// Subscribed, for the first time or again: from here on nothing is missed. `server`: its run, if it is known.
+    Subscribed {
+        server: Option<Arc<str>>,
+    },
+    /// The subscription is lost, and with it what happens until the next one.
+    Unsubscribed,
     Event(Vec<u8>),
     Side(Vec<u8>),
     Claim {
@@ -46,6 +50,21 @@ pub enum ToHub {
         conn: u64,
         reply: oneshot::Sender<bool>,
     },
+    /// The server has just said that a session is there, or that it is not. If the room says otherwise, the room is
+    /// out of date. The reply comes when it is right.
+    Correct {
+        key: Key,
+        live: bool,
+        said: Instant,
+        reply: oneshot::Sender<()>,
+    },
+    /// What is with sessions that were in doubt; None if the server did not say.
+    Rechecked {
+        conns: Vec<u64>,
+        found: Option<Vec<(u64, SessionState)>>,
+    },
+    /// A session may have waited too long for its event.
+    Overdue,
     /// Time is over for those who were asked.
     AskOver {
         nonce: u64,
@@ -92,6 +111,8 @@ pub enum Attached {
     Conflict,
     /// The session has ended already.
     Gone,
+    /// A newer connection of this gateway has the session.
+    Replaced,
 }
 
 /// Why a socket has to go.
@@ -192,12 +213,11 @@ struct Waiting {
 #[derive(Default)]
 struct Claims {
     count: usize,
-    /// Its lease was cut to the linger in the meantime.
-    cut: bool,
+    /// Another gateway said something about the session in the meantime.
+    recheck: bool,
 }
 
 struct Asking {
-    meta: Meta,
     key: Key,
     /// The question has come by on the channel: whoever asks the same after it is later.
     asked: bool,
@@ -223,7 +243,24 @@ struct Hub {
     waiting: Vec<Waiting>,
     asking: HashMap<u64, Asking>,
     subscribed: bool,
+    /// The run of the server.
+    server: Option<Arc<str>>,
+    /// The room is of this run. Another run may have given out ids of lost events again.
+    verified: bool,
+    /// When the last snapshot was asked for.
+    snapshot_at: Option<Instant>,
+    /// Connections whose sessions are to be rechecked at the next tick.
+    to_recheck: Vec<u64>,
     audited: Instant,
+}
+
+/// How much to read from the server.
+#[derive(Clone, Copy, PartialEq)]
+enum Read {
+    /// The events since the last one; a snapshot only if they do not continue.
+    Events,
+    /// A snapshot too.
+    Snapshot,
 }
 
 impl Hub {
@@ -243,6 +280,10 @@ impl Hub {
             waiting: Vec::new(),
             asking: HashMap::new(),
             subscribed: false,
+            server: None,
+            verified: false,
+            snapshot_at: None,
+            to_recheck: Vec::new(),
             audited: Instant::now(),
         }
     }
@@ -263,9 +304,21 @@ impl Hub {
 
     async fn handle(&mut self, message: ToHub) {
         match message {
-            ToHub::Subscribed => {
+            ToHub::Subscribed { server } => {
                 self.subscribed = true;
-                self.catch_up().await;
+                if server.is_none() || self.server != server {
+                    self.verified = false;
+                }
+                self.server = server;
+                self.catch_up(Read::Events).await;
+                // What other gateways said about our sessions in the meantime was missed.
+                self.to_recheck = self.conns.keys().copied().collect();
+                self.recheck_pending();
+            }
+            ToHub::Unsubscribed => {
+                self.subscribed = false;
+                self.ready = false;
+                self.trouble = None;
             }
             ToHub::Event(text) => self.event(&text).await,
             ToHub::Side(text) => self.side(&text),
@@ -278,12 +331,32 @@ impl Hub {
             ToHub::Attach { attach, reply } => {
                 self.waiting.push(Waiting { since: Instant::now(), attach, reply });
                 self.attach_waiting();
+                if !self.waiting.is_empty() {
+                    let me = self.me.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep(EVENT_WITHIN).await;
+                        let _ = me.send(ToHub::Overdue);
+                    });
+                }
             }
+            ToHub::Overdue => self.ask_for_overdue().await,
+            ToHub::Correct { key, live, said, reply } => {
+                self.correct(&key, live, said).await;
+                let _ = reply.send(());
+            }
+            ToHub::Rechecked { conns, found: None } => self.to_recheck.extend(conns),
+            ToHub::Rechecked { found: Some(found), .. } => self.rechecked(found).await,
             ToHub::Detach { conn, reply } => drop(reply.send(self.drop_conn(conn).is_some())),
             ToHub::AskOver { nonce } => {
-                if let Some(Asking { meta, key, reply, .. }) = self.asking.remove(&nonce) {
-                    self.claimed.entry(key).or_default().count += 1;
-                    let _ = reply.send(Claimed::Resume(meta));
+                let Some(Asking { key, reply, .. }) = self.asking.remove(&nonce) else { return };
+                // Decided again: who has the token may have come in the meantime.
+                let (verdict, meta) = self.decide(&key, None);
+                match verdict {
+                    Verdict::ResumeIfUnheld => {
+                        self.claimed.entry(key).or_default().count += 1;
+                        let _ = reply.send(Claimed::Resume(meta));
+                    }
+                    other => self.grant(other, key, meta, reply),
                 }
             }
             ToHub::Stop => {}
@@ -291,16 +364,23 @@ impl Hub {
     }
 
     async fn tick(&mut self) {
-        let overdue = self.waiting.iter().any(|w| w.since.elapsed() > EVENT_WITHIN);
-        if self.subscribed && (!self.ready || overdue) {
-            self.catch_up().await;
+        if self.subscribed && !self.ready {
+            self.catch_up(Read::Events).await;
         }
+        self.ask_for_overdue().await;
+        self.recheck_pending();
         if self.ready && self.audited.elapsed() > AUDIT_EVERY {
             self.audited = Instant::now();
             let known = self.room.last;
             if self.shared.store.last_id(&self.space).await.is_ok_and(|last| last != known) {
-                self.catch_up().await;
+                self.catch_up(Read::Events).await;
             }
+        }
+    }
+
+    async fn ask_for_overdue(&mut self) {
+        if self.ready && self.waiting.iter().any(|w| w.since.elapsed() >= EVENT_WITHIN) {
+            self.catch_up(Read::Events).await;
         }
     }
 
@@ -315,7 +395,7 @@ impl Hub {
         match self.room.offer(&event) {
             Offer::Old => {}
             Offer::Ask => {
-                self.catch_up().await;
+                self.catch_up(Read::Events).await;
                 if self.ready {
                     self.room.note_ended_epoch(event.id.epoch);
                 }
@@ -326,10 +406,11 @@ impl Hub {
     }
 
     /// What happened since the room's last event: by the events, or by a snapshot where they are no longer kept.
-    async fn catch_up(&mut self) {
-        match self.try_catch_up().await {
+    async fn catch_up(&mut self, read: Read) {
+        match self.try_catch_up(read).await {
             Ok(()) => {
                 self.ready = true;
+                self.verified = true;
                 self.trouble = None;
                 for message in std::mem::take(&mut self.early) {
                     if let ToHub::Claim { claim, reply } = message {
@@ -355,22 +436,29 @@ impl Hub {
         }
     }
 
-    async fn try_catch_up(&mut self) -> redis::RedisResult<()> {
+    async fn try_catch_up(&mut self, read: Read) -> redis::RedisResult<()> {
         let store = self.shared.store.clone();
+        let mut continues = false;
         if self.room.last != EventId::default() {
             let since = store.events_after(&self.space, self.room.last).await?;
-            if since.continues(self.room.last) {
+            continues = since.continues(self.room.last);
+            if continues {
                 for event in since.events {
                     let changes = self.room.apply(&event);
                     self.tell_event(&event, &changes);
                 }
-                return Ok(());
             }
         }
+        if continues && self.verified && read == Read::Events {
+            return Ok(());
+        }
+        let asked = Instant::now();
         let fresh = store.snapshot(&self.space).await?;
+        self.snapshot_at = Some(asked);
         let changes = self.room.become_room(fresh);
         self.tell_changes(&changes);
-        if self.conns.values().any(|c| c.detail) {
+        let lost = !continues || !changes.is_empty();
+        if lost && self.conns.values().any(|c| c.detail) {
             let text = protocol::resync(&self.list(true), self.room.last).into();
             self.send(&text, |conn| conn.detail);
         }
@@ -383,6 +471,19 @@ impl Hub {
             .collect();
         gone.into_iter().for_each(|conn| self.end(conn, End::Expired));
         Ok(())
+    }
+
+    /// The server has said at `said` whether this session is live.
+    async fn correct(&mut self, key: &Key, live: bool, said: Instant) {
+        let right = |hub: &Hub| hub.room.get(key).is_some() == live;
+        if !self.ready || right(self) {
+            return;
+        }
+        self.catch_up(Read::Events).await;
+        let looked = self.snapshot_at.is_some_and(|at| at > said);
+        if self.ready && !right(self) && !looked {
+            self.catch_up(Read::Snapshot).await;
+        }
     }
 
     // -----------------------------------------------------------------------------------------------------------------
@@ -463,11 +564,21 @@ impl Hub {
             return;
         };
         let key = (claim.identity, id);
-        let found = self.room.by_id(&key.1).or_else(|| self.room.get(&key)).cloned();
-        let asked = Asked { identity: &key.0, token: claim.token.as_deref() };
-        let held = self.by_key.contains_key(&key) || self.claimed.contains_key(&key);
-        let meta = found.as_ref().map(|m| m.meta.clone()).unwrap_or_default();
-        match decide(&asked, found.as_deref(), held, self.shared.by_identity) {
+        let (verdict, meta) = self.decide(&key, claim.token.as_deref());
+        self.grant(verdict, key, meta, reply);
+    }
+
+    /// Who may have the id, and the metadata of the session that is there.
+    fn decide(&self, key: &Key, token: Option<&str>) -> (Verdict, Meta) {
+        let found = self.room.by_id(&key.1).or_else(|| self.room.get(key));
+        let asked = Asked { identity: &key.0, token };
+        let held = self.by_key.contains_key(key) || self.claimed.contains_key(key);
+        let verdict = decide(&asked, found.map(|m| &**m), held, self.shared.by_identity);
+        (verdict, found.map(|m| m.meta.clone()).unwrap_or_default())
+    }
+
+    fn grant(&mut self, verdict: Verdict, key: Key, meta: Meta, reply: oneshot::Sender<Claimed>) {
+        match verdict {
             Verdict::New => drop(reply.send(Claimed::New)),
             Verdict::Free => {
                 self.claimed.entry(key).or_default().count += 1;
@@ -477,15 +588,15 @@ impl Hub {
                 self.claimed.entry(key).or_default().count += 1;
                 let _ = reply.send(Claimed::Resume(meta));
             }
-            Verdict::ResumeIfUnheld => self.ask_others(key, meta, reply),
+            Verdict::ResumeIfUnheld => self.ask_others(key, reply),
         }
     }
 
-    fn ask_others(&mut self, key: Key, meta: Meta, reply: oneshot::Sender<Claimed>) {
+    fn ask_others(&mut self, key: Key, reply: oneshot::Sender<Claimed>) {
         let nonce = random();
         let (user, session) = key.clone();
         let question = Side::Ask { user, session, nonce }.json();
-        self.asking.insert(nonce, Asking { meta, key, asked: false, reply });
+        self.asking.insert(nonce, Asking { key, asked: false, reply });
         let (store, side, me) = (self.shared.store.clone(), self.side.clone(), self.me.clone());
         tokio::spawn(async move {
             // The one that certainly hears it is this gateway itself.
@@ -497,15 +608,15 @@ impl Hub {
         });
     }
 
-    /// One claim less. True where the lease was cut since.
+    /// One claim less. True where another gateway said something about the session since.
     fn unclaim(&mut self, key: &Key) -> bool {
         let Some(claims) = self.claimed.get_mut(key) else { return false };
         claims.count = claims.count.saturating_sub(1);
-        let cut = claims.cut;
+        let recheck = claims.recheck;
         if claims.count == 0 {
             self.claimed.remove(key);
         }
-        cut
+        recheck
     }
 
     /// Takes in those whose event the room has reached.
@@ -529,7 +640,7 @@ impl Hub {
     }
 
     fn attach(&mut self, attach: Attach) -> Attached {
-        let cut = self.unclaim(&attach.key);
+        let recheck = self.unclaim(&attach.key);
         if self.room.get(&attach.key).is_none() {
             return Attached::Gone;
         }
@@ -538,11 +649,16 @@ impl Hub {
             return Attached::Conflict;
         }
         if let Some(former) = self.by_key.get(&attach.key).copied() {
+            // As the server decided it, in whichever order the two come here.
+            if former > attach.conn {
+                return Attached::Replaced;
+            }
             self.end(former, End::Replaced);
         }
         if attach.resumed {
             let (user, session) = attach.key.clone();
-            self.publish(Side::Replaced { user, session, conn: attach.conn });
+            let (conn, marked) = (attach.conn, self.shared.store.fenced);
+            self.publish(Side::Replaced { user, session, conn, marked });
         }
         let detail = Detail {
             space: &self.space,
@@ -558,8 +674,8 @@ impl Hub {
         self.by_key.insert(key.clone(), conn);
         let announcing = resumed;
         self.conns.insert(conn, Conn { key: key.clone(), detail, out, end, renewed, announcing });
-        if cut {
-            self.reassert(&key);
+        if recheck {
+            self.recheck(vec![conn]);
         }
         Attached::Yes
     }
@@ -594,11 +710,17 @@ impl Hub {
                     let _ = asking.reply.send(Claimed::New);
                 }
             }
-            Some(Side::Replaced { user, session, conn }) => {
-                let Some(held) = self.by_key.get(&(user, session)).copied() else { return };
+            Some(Side::Replaced { user, session, conn, marked }) => {
+                let key = (user, session);
+                if let Some(claims) = self.claimed.get_mut(&key) {
+                    claims.recheck = true;
+                }
+                let Some(held) = self.by_key.get(&key).copied() else { return };
                 let Some(holder) = self.conns.get_mut(&held) else { return };
                 if held == conn {
                     holder.announcing = false;
+                } else if marked && self.shared.store.fenced {
+                    self.recheck(vec![held]);
                 } else if !holder.announcing {
                     self.end(held, End::Replaced);
                 }
@@ -606,25 +728,57 @@ impl Hub {
             Some(Side::Closed { user, session }) => {
                 let key = (user, session);
                 if let Some(claims) = self.claimed.get_mut(&key) {
-                    claims.cut = true;
+                    claims.recheck = true;
                 }
-                if self.by_key.contains_key(&key) {
-                    self.reassert(&key);
+                if let Some(conn) = self.by_key.get(&key).copied() {
+                    self.recheck(vec![conn]);
                 }
             }
             None => {}
         }
     }
 
-    /// An older socket of a session closed after the session had moved to one of ours, and cut its lease: back to what
-    /// our client was given.
-    fn reassert(&self, key: &Key) {
-        let conn = self.by_key.get(key).and_then(|conn| self.conns.get(conn));
-        let Some(conn) = conn else { return };
-        let renewed = *conn.renewed.lock().unwrap_or_else(|e| e.into_inner());
-        let left = self.shared.ttl.saturating_sub(renewed.elapsed().as_millis() as u64).max(1);
-        let (store, space, key) = (self.shared.store.clone(), self.space.clone(), key.clone());
-        tokio::spawn(async move { store.renew(&space, &key, left).await });
+    // -----------------------------------------------------------------------------------------------------------------
+    // Sessions in doubt
+
+    /// Looks whether the sessions of these connections are still theirs. A lease that somebody else has cut becomes
+    /// again what the client was given.
+    fn recheck(&self, conns: Vec<u64>) {
+        let own: Vec<Own> = conns
+            .iter()
+            .filter_map(|conn| self.conns.get(conn).map(|c| (*conn, c)))
+            .map(|(conn, c)| Own { conn, key: c.key.clone(), renewed: c.renewed.clone() })
+            .collect();
+        if own.is_empty() {
+            return;
+        }
+        let (store, space, me) = (self.shared.store.clone(), self.space.clone(), self.me.clone());
+        tokio::spawn(async move {
+            let found = store.recheck(&space, &own).await.ok();
+            let _ = me.send(ToHub::Rechecked { conns, found });
+        });
+    }
+
+    fn recheck_pending(&mut self) {
+        if self.ready && !self.to_recheck.is_empty() {
+            let conns = std::mem::take(&mut self.to_recheck);
+            self.recheck(conns);
+        }
+    }
+
+    async fn rechecked(&mut self, found: Vec<(u64, SessionState)>) {
+        let said = Instant::now();
+        for (conn, state) in found {
+            match state {
+                SessionState::Live => {}
+                SessionState::Moved => self.end(conn, End::Replaced),
+                SessionState::Gone => {
+                    if let Some(key) = self.conns.get(&conn).map(|c| c.key.clone()) {
+                        self.correct(&key, false, said).await;
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod socket;
 mod store;
 mod web;
 
+use crate::core::holder::ConnNumbers;
 use crowd::Crowds;
 use feed::Feed;
 use hub::{Hubs, Shared};
@@ -30,6 +31,7 @@ const GOODBYE: Duration = Duration::from_secs(3);
 pub struct App {
     settings: Settings,
     store: Store,
+    conns: ConnNumbers,
     hubs: Arc<Hubs>,
     crowds: Crowds,
     connected: Arc<AtomicBool>,
@@ -53,14 +55,14 @@ async fn run() -> Result<(), String> {
     let settings = Settings::from_env()?;
     let url = settings.redis_url.as_str();
     let client = redis::Client::open(url).map_err(|e| format!("REDIS_URL: {e}"))?;
-    let store = Store::connect(url, settings.ttl)
+    let store = Store::connect(url, settings.ttl, &settings.prefix)
         .await
         .map_err(|e| format!("no server at REDIS_URL: {e}"))?;
     let prefix = channel_prefix(&store).await?;
 
     let connected = Arc::new(AtomicBool::new(false));
     let (feed, requests) = mpsc::unbounded_channel();
-    tokio::spawn(Feed::new(client, requests, connected.clone()).run());
+    tokio::spawn(Feed::new(client, requests, connected.clone(), store.clone()).run());
     let shared = Shared {
         store: store.clone(),
         ttl: settings.ttl,
@@ -73,6 +75,7 @@ async fn run() -> Result<(), String> {
         hubs: Arc::new(Hubs::new(Arc::new(shared), feed, prefix)),
         crowds: Crowds::new(store.clone(), settings.crowd),
         store,
+        conns: ConnNumbers::new(hub::random() as u32),
         connected,
         seats: seats.clone(),
         restart,

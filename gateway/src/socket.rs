@@ -3,8 +3,8 @@
 use crate::core::event::Meta;
 use crate::core::protocol::{self, Action, Hello, Side};
 use crate::core::room::Key;
-use crate::hub::{random, Attach, Attached, Claim, Claimed, End, Share, ToHub};
-use crate::store::If;
+use crate::hub::{Attach, Attached, Claim, Claimed, End, Share, ToHub};
+use crate::store::{Begun, If, SessionState};
 use crate::App;
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
 use futures_util::stream::{SplitSink, SplitStream};
@@ -22,6 +22,7 @@ const SEND_WITHIN: Duration = Duration::from_secs(10);
 const JOIN_WITHIN: Duration = Duration::from_secs(15);
 /// Time for the other side to read why it was closed.
 const FAREWELL: Duration = Duration::from_secs(2);
+const REPLACED: &str = "this id has a newer connection";
 const UNAVAILABLE: &str = "presence is not to be had just now, try again";
 
 /// A client that is in.
@@ -49,6 +50,19 @@ impl Drop for Reserved<'_> {
     }
 }
 
+/// Why a client does not get in.
+enum Refusal {
+    Unavailable(String),
+    /// A newer connection of it was quicker.
+    Replaced,
+}
+
+impl From<&str> for Refusal {
+    fn from(why: &str) -> Refusal {
+        Refusal::Unavailable(why.into())
+    }
+}
+
 /// How it ended.
 #[derive(Debug)]
 enum Ended {
@@ -69,7 +83,8 @@ pub async fn serve(mut socket: WebSocket, app: Arc<App>, path: String, query: St
     let joined = timeout(JOIN_WITHIN, Session::join(app.clone(), hello, out)).await;
     let (mut session, ending) = match joined {
         Ok(Ok(joined)) => joined,
-        Ok(Err(why)) => return refuse(&mut socket, &why, 1013).await,
+        Ok(Err(Refusal::Unavailable(why))) => return refuse(&mut socket, &why, 1013).await,
+        Ok(Err(Refusal::Replaced)) => return refuse(&mut socket, REPLACED, 4002).await,
         Err(_) => return refuse(&mut socket, UNAVAILABLE, 1013).await,
     };
     let (mut sink, mut stream) = socket.split();
@@ -100,9 +115,7 @@ pub async fn serve(mut socket: WebSocket, app: Arc<App>, path: String, query: St
 fn farewell(why: End) -> (Option<String>, u16, &'static str) {
     match why {
         End::Expired => (Some(protocol::EXPIRED.into()), 4001, "expired"),
-        End::Replaced => {
-            (Some(protocol::error("this id has a newer connection")), 4002, "replaced")
-        }
+        End::Replaced => (Some(protocol::error(REPLACED)), 4002, "replaced"),
         End::Closed => (Some(r#"{"event":"closed"}"#.into()), 4003, "space closed"),
         End::Slow => {
             let text = "too slow, messages were dropped: connect again with your id";
@@ -185,7 +198,7 @@ impl Session {
         app: Arc<App>,
         hello: Hello,
         out: mpsc::Sender<Utf8Bytes>,
-    ) -> Result<(Session, oneshot::Receiver<End>), String> {
+    ) -> Result<(Session, oneshot::Receiver<End>), Refusal> {
         let share = app.hubs.share(&format!("{}{}", app.settings.prefix, hello.space));
         let mut wanted = hello.id.clone();
         // Each turn but the last is somebody else's doing: the id was taken, or lapsed, between two looks.
@@ -197,15 +210,16 @@ impl Session {
             };
             let (reply, claimed) = oneshot::channel();
             let _ = share.hub.send(ToHub::Claim { claim, reply });
-            let claimed = claimed.await.map_err(|_| UNAVAILABLE.to_string())?;
+            let claimed = claimed.await.map_err(|_| UNAVAILABLE)?;
             let mut meta = Meta {
                 username: hello.username.clone(),
                 status: hello.status.clone(),
                 owner: None,
             };
             let id = wanted.clone().unwrap_or_default();
+            let new_id = matches!(claimed, Claimed::New);
             let (id, token, resumed) = match claimed {
-                Claimed::Refused(why) => return Err(why),
+                Claimed::Refused(why) => return Err(Refusal::Unavailable(why)),
                 Claimed::New => (uuid(), Some(secret()), false),
                 // Coming back too late, it keeps its token.
                 Claimed::Free => (id, Some(hello.token.clone().unwrap_or_else(secret)), false),
@@ -224,23 +238,31 @@ impl Session {
             let mut reserved = Reserved { hub: &share.hub, key: Some(key.clone()) };
             let condition = if resumed { If::Present } else { If::Absent };
             let renewed = Arc::new(Mutex::new(Instant::now()));
-            let at = match app.store.online(&share.space, &key, &meta, condition).await {
-                Ok(Some(at)) => at,
-                Ok(None) => {
+            let conn = app.conns.next();
+            let begun = app.store.online(&share.space, &key, &meta, condition, conn, new_id).await;
+            let at = match begun {
+                Ok(Begun::At(at)) => at,
+                Ok(Begun::Newer) => {
                     drop(reserved);
-                    // The room will have heard of it by the next turn, or the one after.
-                    tokio::time::sleep(Duration::from_millis(20 << turn)).await;
+                    continue;
+                }
+                Ok(Begun::Unmet) => {
+                    drop(reserved);
+                    // The room did not know. The next turn decides by what the server has now.
+                    correct(&share, key, !resumed).await;
+                    if turn > 1 {
+                        tokio::time::sleep(Duration::from_millis(20 << turn)).await;
+                    }
                     continue;
                 }
                 Err(error) => {
                     return Err(match error.code() {
                         Some("CLOSED") => "this space is closed".into(),
-                        Some(code) => format!("refused: {code}"),
+                        Some(code) => Refusal::Unavailable(format!("refused: {code}")),
                         None => UNAVAILABLE.into(),
                     });
                 }
             };
-            let conn = random();
             let (reply, attached) = oneshot::channel();
             let (end, ending) = oneshot::channel();
             let attach = Attach {
@@ -257,16 +279,17 @@ impl Session {
             reserved.key = None; // the hub's from here on
             drop(reserved);
             let _ = share.hub.send(ToHub::Attach { attach, reply });
-            match attached.await.map_err(|_| UNAVAILABLE.to_string())? {
+            match attached.await.map_err(|_| UNAVAILABLE)? {
                 Attached::Yes => {
                     let session = Session { app, share, conn, key, meta, out, renewed };
                     return Ok((session, ending));
                 }
                 Attached::Conflict => {
-                    let _ = app.store.offline(&share.space, &key, 0).await;
+                    let _ = app.store.offline(&share.space, &key, conn, 0).await;
                     wanted = None;
                 }
                 Attached::Gone => {}
+                Attached::Replaced => return Err(Refusal::Replaced),
             }
         }
         Err(UNAVAILABLE.into())
@@ -286,7 +309,8 @@ impl Session {
             Ended::Told(_) => return,
         };
         let store = &self.app.store;
-        if store.offline(&self.share.space, &self.key, linger).await.is_ok() && linger > 0 {
+        let ended = store.offline(&self.share.space, &self.key, self.conn, linger).await;
+        if ended.is_ok_and(|state| state == SessionState::Live) && linger > 0 {
             let (user, session) = self.key.clone();
             let side = self.app.hubs.channels(&self.share.space).side;
             let _ = store.publish(&side, &Side::Closed { user, session }.json()).await;
@@ -313,8 +337,12 @@ impl Session {
             match protocol::parse_action(&bytes, &self.key.1) {
                 Ok(Action::Leave) => return Ended::Left,
                 Ok(action) => match self.act(action).await {
-                    Ok(true) => {}
-                    Ok(false) => return Ended::Told(End::Expired),
+                    Ok(SessionState::Live) => {}
+                    Ok(SessionState::Moved) => return Ended::Told(End::Replaced),
+                    Ok(SessionState::Gone) => {
+                        correct(&self.share, self.key.clone(), false).await;
+                        return Ended::Told(End::Expired);
+                    }
                     Err(error) => self.say(protocol::error(match error.code() {
                         Some("CLOSED") => "this space is closed",
                         _ => UNAVAILABLE,
@@ -325,45 +353,45 @@ impl Session {
         }
     }
 
-    /// False where the session is no more.
-    async fn act(&mut self, action: Action) -> redis::RedisResult<bool> {
+    /// Does what the client asked for, and tells how its session is.
+    async fn act(&mut self, action: Action) -> redis::RedisResult<SessionState> {
         let (app, space, key) = (&self.app, &self.share.space, &self.key);
-        let sent = Instant::now();
-        let live = match action {
-            Action::Ping => app.store.renew(space, key, app.settings.ttl).await?,
+        if let Action::Crowd(what) = action {
+            let told = app.crowds.ask(space, what);
+            self.say(told);
+            return Ok(SessionState::Live);
+        }
+        // Before it is sent: whoever compares the lease with it must not take an older renewal for the last one.
+        *self.renewed.lock().unwrap_or_else(|e| e.into_inner()) = Instant::now();
+        let renewed = app.store.renew(space, key, self.conn, app.settings.ttl);
+        match action {
             Action::Cursor(text) => {
                 let side = app.hubs.channels(space).side;
                 let cursor = Side::Cursor { from: key.1.clone(), text }.json();
-                let renewed = app.store.renew(space, key, app.settings.ttl);
-                let published = app.store.publish(&side, &cursor);
-                let (live, _) = tokio::try_join!(renewed, published)?;
-                live
+                Ok(tokio::try_join!(renewed, app.store.publish(&side, &cursor))?.0)
             }
             Action::Message(text) => {
-                let renewed = app.store.renew(space, key, app.settings.ttl);
-                let published = app.store.message(space, key, &text);
-                let (live, _) = tokio::try_join!(renewed, published)?;
-                live
+                Ok(tokio::try_join!(renewed, app.store.message(space, key, &text))?.0)
             }
             Action::Status(status) => {
                 self.meta.status = status;
-                app.store.update(space, key, &self.meta).await?
+                app.store.update(space, key, self.conn, &self.meta).await
             }
-            Action::Crowd(what) => {
-                let told = app.crowds.ask(space, what);
-                self.say(told);
-                return Ok(true);
-            }
-            Action::Leave => return Ok(true),
-        };
-        *self.renewed.lock().unwrap_or_else(|e| e.into_inner()) = sent;
-        Ok(live)
+            Action::Ping | Action::Leave | Action::Crowd(_) => renewed.await,
+        }
     }
 
     /// To this client alone. One that does not read its own errors misses them.
     fn say(&self, text: String) {
         let _ = self.out.try_send(text.into());
     }
+}
+
+/// The server has said whether a session is live. The room knows it when this returns.
+async fn correct(share: &Share, key: Key, live: bool) {
+    let (reply, done) = oneshot::channel();
+    let _ = share.hub.send(ToHub::Correct { key, live, said: Instant::now(), reply });
+    let _ = done.await;
 }
 
 /// At most so many messages a second, twice as many at once after a quiet time.

@@ -310,6 +310,12 @@ mod tests {
                         steps.push("del".into());
                         server.space = None;
                     }
+                    10 if lines => {
+                        // The subscription stays, and so does what is on its way.
+                        steps.push("a replica that lacks events is promoted".into());
+                        server.space = server.saved.clone();
+                        server.loaded = true;
+                    }
                     _ => {
                         for _ in 0..below(4) {
                             if let Some(event) = server.channel.pop_front() {

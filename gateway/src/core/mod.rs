@@ -4,6 +4,7 @@
 pub mod claim;
 pub mod event;
 pub mod follow;
+pub mod holder;
 pub mod protocol;
 pub mod room;
 pub mod time;

@@ -283,8 +283,15 @@ pub enum Side {
     Ask { user: String, session: String, nonce: u64 },
     /// Yes.
     Held { nonce: u64 },
-    /// The owner of this session has a new connection, `conn`: end any other.
-    Replaced { user: String, session: String, conn: u64 },
+    /// The owner of this session has a new connection, `conn`: end any other. `marked`: the holder key says which
+    /// connection is the newest.
+    Replaced {
+        user: String,
+        session: String,
+        conn: u64,
+        #[serde(default)]
+        marked: bool,
+    },
     /// A socket of this session closed, and its lease was cut to the linger.
     Closed { user: String, session: String },
 }
@@ -401,5 +408,10 @@ mod tests {
         let side = Side::Cursor { from: "a".into(), text: "{}".into() };
         assert_eq!(Side::parse(side.json().as_bytes()), Some(side));
         assert_eq!(Side::parse(b"{\"what\":1}"), None);
+        // As gateways before holder keys say it.
+        let old = br#"{"replaced":{"user":"a","session":"i","conn":18446744073709551615}}"#;
+        let (user, session) = ("a".to_string(), "i".to_string());
+        let replaced = Side::Replaced { user, session, conn: u64::MAX, marked: false };
+        assert_eq!(Side::parse(old), Some(replaced));
     }
 }
