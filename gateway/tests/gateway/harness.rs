@@ -49,13 +49,14 @@ pub struct Server {
     dir: tempfile::TempDir,
     pub port: u16,
     child: Option<Child>,
+    append_only: bool,
 }
 
 impl Server {
     pub async fn start() -> Server {
         let mut dir = tempfile::Builder::new().prefix("gateway-test-").tempdir().unwrap();
         for _ in 0..20 {
-            let mut server = Server { dir, port: free_port(), child: None };
+            let mut server = Server { dir, port: free_port(), child: None, append_only: true };
             if server.launch().await {
                 return server;
             }
@@ -80,10 +81,11 @@ impl Server {
             _ => std::path::absolute(program).unwrap(),
         };
         let conf = format!(
-            "port {}\nbind 127.0.0.1\ndir {}\nsave \"\"\nappendonly yes\nappendfsync no\nlogfile log\n\
+            "port {}\nbind 127.0.0.1\ndir {}\nsave \"\"\nappendonly {}\nappendfsync no\nlogfile log\n\
              crash-log-enabled no\nenable-debug-command yes\nloadmodule {}\n",
             self.port,
             self.dir.path().display(),
+            if self.append_only { "yes" } else { "no" },
             module.canonicalize().expect("the module: make build").display()
         );
         std::fs::write(self.dir.path().join("redis.conf"), conf).unwrap();
@@ -164,6 +166,29 @@ impl Server {
         events.iter().map(brief).collect()
     }
 
+    /// The user and the time left, in ms, of each session in a space.
+    pub async fn leases(&self, space: &str) -> Vec<(String, i64)> {
+        let (seconds, micros): (i64, i64) = self.ask("TIME").await;
+        let now = seconds * 1000 + micros / 1000;
+        let page: Vec<redis::Value> =
+            self.ask_words(&["PRESENCE.SPACE", space, "WITHSESSIONS"]).await;
+        let members: Vec<Vec<redis::Value>> = redis::from_redis_value(page[9].clone()).unwrap();
+        let mut leases = Vec::new();
+        for member in members {
+            let user: String = redis::from_redis_value(member[1].clone()).unwrap();
+            let sessions: Vec<Vec<redis::Value>> =
+                redis::from_redis_value(member[3].clone()).unwrap();
+            for session in sessions {
+                let at = session
+                    .iter()
+                    .position(|v| *v == redis::Value::BulkString(b"expires_at".into()));
+                let ends: i64 = redis::from_redis_value(session[at.unwrap() + 1].clone()).unwrap();
+                leases.push((user.clone(), ends - now));
+            }
+        }
+        leases
+    }
+
     pub async fn count(&self, space: &str) -> i64 {
         self.ask_words(&["PRESENCE.COUNT", space, "SESSIONS"]).await
     }
@@ -171,6 +196,13 @@ impl Server {
     /// SIGKILL, and a new start with what the append-only file has.
     pub async fn restart(&mut self) {
         self.kill();
+        assert!(self.launch().await, "the port is taken");
+    }
+
+    /// SIGKILL, and a new start with the last snapshot.
+    pub async fn restart_from_snapshot(&mut self) {
+        self.kill();
+        self.append_only = false;
         assert!(self.launch().await, "the port is taken");
     }
 
@@ -190,6 +222,60 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// A link to the server that can be cut
+
+pub struct Proxy {
+    port: u16,
+    up: tokio::sync::watch::Sender<bool>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+impl Proxy {
+    pub async fn start(server: &Server) -> Proxy {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (port, to) = (listener.local_addr().unwrap().port(), server.port);
+        let (up, is_up) = tokio::sync::watch::channel(true);
+        let accepting = tokio::spawn(async move {
+            loop {
+                let (mut inbound, _) = listener.accept().await.unwrap();
+                let mut is_up = is_up.clone();
+                if !*is_up.borrow_and_update() {
+                    continue;
+                }
+                tokio::spawn(async move {
+                    let mut outbound = TcpStream::connect(("127.0.0.1", to)).await?;
+                    tokio::select! {
+                        ended = tokio::io::copy_bidirectional(&mut inbound, &mut outbound) => ended.map(drop),
+                        _ = is_up.changed() => Ok(()),
+                    }
+                });
+            }
+        });
+        Proxy { port, up, accepting }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Ends all connections, and takes no more until it is mended.
+    pub fn cut(&self) {
+        self.up.send_replace(false);
+    }
+
+    pub fn mend(&self) {
+        self.up.send_replace(true);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.cut();
     }
 }
 
@@ -248,6 +334,12 @@ impl Gateway {
             .await
             .expect("connect");
         Client { ws, first: Json::Null }
+    }
+
+    /// STOP and CONT: a gateway that stands still for a moment.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
     /// SIGKILL: a crash.

@@ -9,4 +9,6 @@ mod demo;
 mod gateways;
 mod ids;
 mod load;
+mod loss;
+mod moves;
 mod protocol;
