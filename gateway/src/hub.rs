@@ -319,6 +319,11 @@ impl Hub {
                 self.subscribed = false;
                 self.ready = false;
                 self.trouble = None;
+                // Answers of other gateways are lost: they are asked again.
+                for (_, Asking { key: (identity, id), reply, .. }) in self.asking.drain() {
+                    let claim = Claim { identity, id: Some(id), token: None };
+                    self.early.push(ToHub::Claim { claim, reply });
+                }
             }
             ToHub::Event(text) => self.event(&text).await,
             ToHub::Side(text) => self.side(&text),

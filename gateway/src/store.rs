@@ -166,14 +166,14 @@ impl Store {
             };
         }
         let mut pipe = redis::pipe();
-        // An error inside MULTI, CLOSED for one, is then a value among the replies, with its code.
-        pipe.atomic().ignore_errors();
+        // No transaction: a full server takes none, not even to renew. An error is then a value among the replies.
+        pipe.ignore_errors();
         pipe.cmd("PRESENCE.ONLINE").arg(space).arg(&key.0).arg("SESSION").arg(&key.1);
         pipe.arg("META").arg(meta.json()).arg("PX").arg(self.ttl).arg(condition);
         pipe.cmd("PRESENCE.SPACE").arg(space).arg("COUNT").arg(1);
         let (online, page): (Value, Value) = pipe.query_async(&mut self.redis.clone()).await?;
         let online: Option<i64> = FromRedisValue::from_redis_value(online.extract_error()?)?;
-        let id = id_of(&page)?;
+        let id = id_of(&page.extract_error()?)?;
         Ok(online.map_or(Begun::Unmet, |_| Begun::At(id)))
     }
 
