@@ -78,7 +78,7 @@ async fn comes_back_without_the_last_event(own: bool) {
     if let Some(mut lost) = lost {
         assert_eq!(lost.until_close().await.1, Some(4001));
     }
-    let mut told = vec![stays.next().await, stays.next().await];
+    let mut told = [stays.next().await, stays.next().await];
     told.sort_by_key(|m| text_of(&m["event"]));
     let brief: Vec<(String, String)> =
         told.iter().map(|m| (text_of(&m["event"]), text_of(&m["client"]["identity"]))).collect();
