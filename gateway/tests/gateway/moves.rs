@@ -113,7 +113,9 @@ async fn everybody_moves(linger: Option<&str>, order: Order) {
         for some in paths.chunks(AT_A_TIME) {
             clients.extend(join_all(some.iter().map(|path| gateways[0].join(path))).await);
         }
-        watcher.so_far().await;
+        for _ in 0..CLIENTS {
+            assert_eq!(watcher.next().await["event"], "remote join");
+        }
         // A reload at the same gateway, to the other one, and back.
         for (from, to) in [(0, 0), (0, 1), (1, 0)] {
             let what = format!("{fault:?}, {order:?}, linger {linger:?}, from {from} to {to}");
