@@ -135,6 +135,9 @@ mod tests {
                 meta: Some("[null]"),
             },
             Effect::Event { at: 1, text: "{\"id\":\"1-1\"}" },
+            Effect::NewLine { epoch: 1 << 42 },
+            Effect::PastLine { epoch: 1 << 40, first: 1, last: 299 },
+            Effect::LineDue,
         ]
     }
 

@@ -2,6 +2,7 @@
 //! Internal: it travels in the replication stream and in the AOF.
 
 use crate::codec;
+use crate::server::agenda::epoch_given;
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
 use crate::server::error::{Error, Outcome};
@@ -65,6 +66,11 @@ fn apply(
             *key.space() = Space::new(0);
         }
         unbegun = false;
+        match effect {
+            Effect::Begin { epoch, .. } | Effect::NewLine { epoch } => epoch_given(epoch),
+            Effect::LineDue => key.set_line_due(),
+            _ => {}
+        }
         key.space()
             .apply(name, &effect, &mut retention, journal)
             .map_err(|misfit| Error::new(format!("the batch does not fit: {}", misfit.0)))?;

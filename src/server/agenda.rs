@@ -1,17 +1,17 @@
-//! The process's agenda: which space is due next. And the epochs of spaces that were deleted in
-//! the very millisecond in which they were created.
+//! The process's agenda: which space is due next. And the epochs of deleted spaces that are not yet
+//! past: of those that were deleted in the millisecond in which they were created, and of those
+//! whose epoch was ahead of the clock.
 //!
 //! Thread-local because only the main thread uses it; a thread that had no business here would
 //! find an empty one. No borrow of it lasts across a call into the server.
 
 use crate::agenda::Agenda;
+use crate::collections::hash_of;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
-/// So many epochs are remembered by name; more raise the floor for all names.
+/// The maximum number of epochs that are remembered by name.
 const RECENT_EPOCHS: usize = 1024;
-/// An epoch that is later than now by more than this (ms) is not a recent one.
-const FAR_MS: u64 = 60_000;
 /// So many names are freed at once without being felt; more are freed in the background.
 const FREED_HERE: usize = 10_000;
 
@@ -22,9 +22,11 @@ struct State {
     aside: Option<Agenda>,
     /// Whether the server has told of a key outside of database 0 there.
     aside_tells_dbs: bool,
-    /// The epochs of deleted spaces that a space created now could get again.
-    recent_epochs: BTreeMap<Vec<u8>, u64>,
-    /// No new epoch is earlier than this: what was flushed had no names.
+    /// The epochs of deleted spaces that a space created now could get again, by the hash of
+    /// database and name: two names with one hash only make an epoch later than it need be.
+    recent_epochs: BTreeMap<u64, u64>,
+    /// No new epoch is earlier than this: what was flushed had no names, and not all names are
+    /// remembered.
     epoch_floor: u64,
     /// When `recent_epochs` was last rid of what is in the past.
     recent_as_of: u64,
@@ -174,24 +176,44 @@ pub fn new_epoch(db: i32, name: &[u8], now: u64) -> u64 {
         let gone = state.recent_epochs.get(&epoch_key(db, name));
         gone.map_or(epoch, |gone| epoch.max(gone + 1))
     });
-    LATEST_EPOCH.set(LATEST_EPOCH.get().max(epoch));
+    epoch_given(epoch);
     epoch
+}
+
+/// A space has this epoch, which was given out here, or by the server that this one replicates or
+/// has its data from.
+pub fn epoch_given(epoch: u64) {
+    LATEST_EPOCH.set(LATEST_EPOCH.get().max(epoch));
+}
+
+/// Whether a dataset is being loaded beside the one that is served.
+pub fn is_loading_aside() -> bool {
+    with(|state| state.aside.is_some())
 }
 
 /// A space was deleted.
 pub fn epoch_ended(db: i32, name: &[u8], epoch: u64, now: u64) {
-    // An epoch far in the future was not given by a clock like ours, but came with RESTORE.
-    if epoch < now || epoch > now + FAR_MS {
+    if epoch < now {
         return;
     }
     with(|state| {
-        if state.recent_epochs.len() < RECENT_EPOCHS {
-            let gone = state.recent_epochs.entry(epoch_key(db, name)).or_default();
-            *gone = epoch.max(*gone);
-        } else {
-            forget_names(state, epoch);
+        let gone = state.recent_epochs.entry(epoch_key(db, name)).or_default();
+        *gone = epoch.max(*gone);
+        if state.recent_epochs.len() > RECENT_EPOCHS {
+            forget_earlier_half(state);
         }
     });
+}
+
+/// The later epochs stay remembered by name. The earlier ones become the floor for all names,
+/// which so rises no more than it must: an epoch of the far future can come by RESTORE.
+fn forget_earlier_half(state: &mut State) {
+    let mut epochs: Vec<u64> = state.recent_epochs.values().copied().collect();
+    let middle = epochs.len() / 2;
+    let (_, median, _) = epochs.select_nth_unstable(middle);
+    let median = *median;
+    state.epoch_floor = state.epoch_floor.max(median.saturating_add(1));
+    state.recent_epochs.retain(|_, gone| *gone > median);
 }
 
 /// What is remembered by name is too much, or of no use after databases were swapped or emptied:
@@ -202,8 +224,6 @@ fn forget_names(state: &mut State, latest: u64) {
     state.recent_epochs.clear();
 }
 
-fn epoch_key(db: i32, name: &[u8]) -> Vec<u8> {
-    let mut key = db.to_le_bytes().to_vec();
-    key.extend_from_slice(name);
-    key
+fn epoch_key(db: i32, name: &[u8]) -> u64 {
+    hash_of(&[&db.to_le_bytes(), name].concat())
 }

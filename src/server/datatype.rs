@@ -9,7 +9,7 @@ use super::key::Held;
 use super::settings;
 use super::waiters;
 use crate::codec;
-use crate::space::{Effect, Space};
+use crate::space::{Effect, Space, MAX_ID_NUMBER};
 use redis_module::raw;
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
@@ -21,6 +21,10 @@ const TYPE_NAME: &CStr = c"presence1";
 ///
 /// A space is saved as strings, each a batch of effects, ended by an empty one.
 const ENCODING: c_int = 1;
+
+/// The greatest epoch and seq that RESTORE takes. Half of all that there are: what comes after them,
+/// in this space and others of its name, is then never beyond what can be loaded.
+const MAX_RESTORED: u64 = MAX_ID_NUMBER / 2;
 
 /// A batch is closed when it has grown to this. So a snapshot needs little memory beside the
 /// space, whatever the space's size.
@@ -60,16 +64,19 @@ unsafe fn held<'a>(value: *const c_void) -> &'a Held {
 }
 
 /// Batches of effects that make up a space, each given to `take`.
-fn batches(space: &Space, mut take: impl FnMut(&[u8])) {
+fn batches(held: &Held, mut take: impl FnMut(&[u8])) {
     let mut batch = Vec::with_capacity(BATCH_BYTES + 1024);
     codec::begin(&mut batch);
-    space.dump(|effect| {
+    held.space.dump(|effect| {
         codec::encode(&mut batch, effect);
         if batch.len() >= BATCH_BYTES {
             take(&batch);
             codec::begin(&mut batch);
         }
     });
+    if held.is_line_due() {
+        codec::encode(&mut batch, &Effect::LineDue);
+    }
     if batch.len() > 1 {
         take(&batch);
     }
@@ -80,25 +87,28 @@ unsafe extern "C" fn rdb_save(io: *mut raw::RedisModuleIO, value: *mut c_void) {
         // SAFETY: a buffer with its length. Errors of the file are the server's to notice.
         unsafe { api!(RedisModule_SaveStringBuffer(io, bytes.as_ptr().cast(), bytes.len())) }
     };
-    batches(&held(value).space, save);
+    batches(held(value), save);
     save(&[]);
 }
 
 unsafe extern "C" fn rdb_load(io: *mut raw::RedisModuleIO, encoding: c_int) -> *mut c_void {
-    match load(io, encoding) {
-        Ok(space) => {
-            let held = Box::new(Held::new(space));
+    let loading = raw::REDISMODULE_CTX_FLAGS_LOADING | raw::REDISMODULE_CTX_FLAGS_ASYNC_LOADING;
+    let flags = api!(RedisModule_GetContextFlags(std::ptr::null_mut())) as u32;
+    // Not from a file or a primary.
+    let is_restore = flags & loading == 0 && !agenda::is_loading_aside();
+    match load(io, encoding, is_restore) {
+        Ok(held) => {
+            let held = Box::new(held);
+            if !is_restore {
+                agenda::epoch_given(held.space.last_id().0);
+            }
             let name = api!(RedisModule_GetKeyNameFromIO(io));
             if !name.is_null() {
                 let db = api!(RedisModule_GetDbIdFromIO(io));
                 let due = held.space.next_due(settings::retention());
                 let name = Arg::from_raw(name.cast_mut()).bytes();
                 agenda::loading(db, name, due);
-                // Not from a file or a primary: it is RESTORE.
-                let loading =
-                    raw::REDISMODULE_CTX_FLAGS_LOADING | raw::REDISMODULE_CTX_FLAGS_ASYNC_LOADING;
-                let flags = api!(RedisModule_GetContextFlags(std::ptr::null_mut())) as u32;
-                if flags & loading == 0 {
+                if is_restore {
                     arrivals::expect(db, name);
                 }
             }
@@ -119,12 +129,16 @@ unsafe extern "C" fn rdb_load(io: *mut raw::RedisModuleIO, encoding: c_int) -> *
 
 /// # Safety
 /// `io` is what the server passed to `rdb_load`.
-unsafe fn load(io: *mut raw::RedisModuleIO, encoding: c_int) -> Result<Space, &'static str> {
+unsafe fn load(
+    io: *mut raw::RedisModuleIO,
+    encoding: c_int,
+    is_restore: bool,
+) -> Result<Held, &'static str> {
     if encoding != ENCODING {
         return Err("its layout is of an unknown version of the module");
     }
     let mut space = Space::new(0);
-    let mut begun = false;
+    let (mut begun, mut is_line_due) = (false, false);
     loop {
         let mut length = 0;
         let buffer = api!(RedisModule_LoadStringBuffer(io, &mut length));
@@ -136,21 +150,33 @@ unsafe fn load(io: *mut raw::RedisModuleIO, encoding: c_int) -> Result<Space, &'
         }
         let batch = std::slice::from_raw_parts(buffer.cast::<u8>(), length);
         let restored =
-            if batch.is_empty() { Ok(()) } else { restore(&mut space, batch, &mut begun) };
+            if batch.is_empty() { Ok(false) } else { restore(&mut space, batch, &mut begun) };
         let is_end = batch.is_empty();
         api!(RedisModule_Free(buffer.cast()));
-        restored?;
-        if is_end {
-            return match (begun, space.end_restore()) {
-                (true, true) => Ok(space),
-                (true, false) => Err("its last event is missing"),
-                (false, _) => Err("it has no beginning"),
-            };
+        is_line_due |= restored?;
+        if !is_end {
+            continue;
         }
+        match (begun, space.end_restore()) {
+            (true, true) => {}
+            (true, false) => return Err("its last event is missing"),
+            (false, _) => return Err("it has no beginning"),
+        }
+        let (epoch, seq) = space.last_id();
+        if is_restore && epoch.max(seq) > MAX_RESTORED {
+            return Err("an epoch or seq is out of range");
+        }
+        let mut held = Held::new(space);
+        if is_line_due {
+            held.set_line_due();
+        }
+        return Ok(held);
     }
 }
 
-fn restore(space: &mut Space, batch: &[u8], begun: &mut bool) -> Result<(), &'static str> {
+/// Returns whether the snapshot says that a new line of history is due.
+fn restore(space: &mut Space, batch: &[u8], begun: &mut bool) -> Result<bool, &'static str> {
+    let mut is_line_due = false;
     for effect in codec::decode(batch) {
         let effect = effect.map_err(|error| error.message())?;
         let begins = matches!(effect, Effect::Begin { .. });
@@ -158,9 +184,10 @@ fn restore(space: &mut Space, batch: &[u8], begun: &mut bool) -> Result<(), &'st
             return Err("it has not one beginning");
         }
         *begun = true;
+        is_line_due |= effect == Effect::LineDue;
         space.restore(&effect).map_err(|misfit| misfit.0)?;
     }
-    Ok(())
+    Ok(is_line_due)
 }
 
 unsafe extern "C" fn aof_rewrite(
@@ -168,7 +195,7 @@ unsafe extern "C" fn aof_rewrite(
     key: *mut raw::RedisModuleString,
     value: *mut c_void,
 ) {
-    batches(&held(value).space, |batch| {
+    batches(held(value), |batch| {
         // SAFETY: the format names a string of the server and a buffer with its length.
         unsafe {
             api!(RedisModule_EmitAOF(

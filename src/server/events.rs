@@ -89,12 +89,13 @@ unsafe extern "C" fn on_swap(
     sweep::arm(ctx, ctx.now());
 }
 
-/// From now on this server decides: nobody could renew a lease with it before.
+/// From now on this server decides: nobody could renew a lease with it before, and it may lack the
+/// last events of the server before it.
 fn begin_to_decide(ctx: Context) {
     let now = ctx.now();
     let grace = settings::restart_grace_ms();
+    key::begin_to_decide(if grace > 0 { now + grace } else { 0 });
     if grace > 0 {
-        key::grant_grace(now + grace);
         // Replicas and the AOF are told soon, not when the old leases end.
         agenda::look_at_all();
     }

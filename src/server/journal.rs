@@ -103,6 +103,8 @@ pub struct Journal<'a> {
     may_grow: bool,
     /// For how long this process has had the space (ms): what ended before is not late.
     held_for: u64,
+    /// The epoch of the new line of history that the next event begins.
+    new_line: Option<u64>,
 }
 
 impl<'a> Journal<'a> {
@@ -136,7 +138,13 @@ impl<'a> Journal<'a> {
             publisher,
             may_grow: false,
             held_for,
+            new_line: None,
         }
+    }
+
+    /// Has the next event begin a new line of history.
+    pub fn set_new_line(&mut self, epoch: u64) {
+        self.new_line = Some(epoch);
     }
 
     /// Says that what has been told so far must be handed on, but only with something else.
@@ -260,6 +268,10 @@ impl Sink for Journal<'_> {
             // If no thread can be had, the closure is dropped here, and the sessions with it.
             let _ = std::thread::Builder::new().spawn(move || drop(gone));
         }
+    }
+
+    fn take_new_line(&mut self) -> Option<u64> {
+        self.new_line.take()
     }
 
     fn lapsed(&mut self, ms_ago: u64) {

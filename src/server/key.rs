@@ -14,6 +14,7 @@ use super::settings;
 use super::stats::{self, Size};
 use super::sweep;
 use super::waiters;
+use crate::collections::hash_of;
 use crate::space::{Silent, Sink, Space, Trail};
 use redis_module::raw;
 use std::ffi::c_int;
@@ -26,7 +27,7 @@ const NEVER: u64 = u64::MAX;
 /// The value of a key: a space and what this process keeps about it.
 pub struct Held {
     pub space: Space,
-    grace: GraceSeen,
+    seen: Seen,
     /// Under which moment the agenda has it; [`NEVER`] where it has not.
     scheduled: u64,
     counted: Size,
@@ -38,29 +39,39 @@ pub struct Held {
 #[cfg(target_pointer_width = "64")]
 const _: () = assert!(size_of::<Held>() == 96);
 
-/// Which grace was granted last, and until when it lasts; 0 where it was withdrawn. Only the server's main
-/// thread touches them; they are looked at in each call, and a thread's own are not found as quickly.
-static GRACE: AtomicU32 = AtomicU32::new(0);
+/// How often this server has begun or ceased to decide. Only the server's main thread writes these
+/// three; they are looked at in each call, and a thread's own are not found as quickly.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+/// The generation in which this server began to decide last.
+static DECIDES_SINCE: AtomicU32 = AtomicU32::new(0);
+/// Until when the grace of this generation lasts; 0 where there is none.
 static GRACE_UNTIL: AtomicU64 = AtomicU64::new(0);
 
-/// The grace that was granted last when a space was made or looked at: its number, and in the lowest
-/// bit whether replicas have still to be told of it.
+/// The generation in which a space was made or looked at last, and in the lowest bits what it has
+/// still to do: to tell replicas of a grace, to begin a new line of history with its next event.
 #[derive(Clone, Copy)]
-struct GraceSeen(u32);
+struct Seen(u32);
 
-impl GraceSeen {
-    fn now(untold: bool) -> Self {
-        GraceSeen(GRACE.load(Relaxed) << 1 | u32::from(untold))
+impl Seen {
+    const UNTOLD: u32 = 1;
+    const LINE_DUE: u32 = 2;
+    const FLAGS: u32 = 2;
+
+    fn now(flags: u32) -> Self {
+        Seen(GENERATION.load(Relaxed) << Self::FLAGS | flags)
     }
 
-    /// Whether none was granted or withdrawn since.
+    fn generation(self) -> u32 {
+        self.0 >> Self::FLAGS
+    }
+
     fn is_last(self) -> bool {
-        self.0 >> 1 == Self::now(false).0 >> 1
+        self.generation() == Self::now(0).generation()
     }
 
     /// The end of a grace that replicas have not been told of yet; 0 is none.
     fn untold(self) -> u64 {
-        if self.is_last() && self.0 & 1 != 0 {
+        if self.is_last() && self.0 & Self::UNTOLD != 0 {
             GRACE_UNTIL.load(Relaxed)
         } else {
             0
@@ -68,22 +79,34 @@ impl GraceSeen {
     }
 
     fn tell(&mut self) {
-        self.0 &= !1;
+        self.0 &= !Self::UNTOLD;
+    }
+
+    /// Whether this server has begun to decide since the last event: the server before it may have
+    /// given out ids after that which are not known here.
+    fn is_line_due(self) -> bool {
+        self.0 & Self::LINE_DUE != 0 || self.generation() < DECIDES_SINCE.load(Relaxed)
+    }
+
+    fn set_line_due(&mut self, due: bool) {
+        self.0 = self.0 & !Self::LINE_DUE | if due { Self::LINE_DUE } else { 0 };
     }
 }
 
-/// Every session that is there now gets a lease until at least `until`: this server has just
-/// begun to decide, and nobody could renew before. The spaces take it in one by one, each before
-/// anything else is done with it.
-pub fn grant_grace(until: u64) {
-    GRACE_UNTIL.store(until, Relaxed);
-    GRACE.fetch_add(1, Relaxed);
+/// This server has just begun to decide: a dataset was loaded, or it was promoted. Every session
+/// that is there gets a lease until at least `grace_until`, because nobody could renew before, and
+/// the next event of every space begins a new line of history. The spaces take that in one by one,
+/// each before anything else is done with it.
+pub fn begin_to_decide(grace_until: u64) {
+    GRACE_UNTIL.store(grace_until, Relaxed);
+    DECIDES_SINCE.store(GENERATION.fetch_add(1, Relaxed) + 1, Relaxed);
 }
 
 /// This server decides no longer: a space that has not taken the grace in yet must not do so by
 /// itself.
 pub fn withdraw_grace() {
-    grant_grace(0);
+    GRACE_UNTIL.store(0, Relaxed);
+    GENERATION.fetch_add(1, Relaxed);
 }
 
 /// Unix time (ms).
@@ -97,7 +120,7 @@ impl Held {
         stats::space_came();
         let mut held = Held {
             space,
-            grace: GraceSeen::now(false),
+            seen: Seen::now(0),
             scheduled: NEVER,
             counted: Size::default(),
             since: server_time(),
@@ -109,19 +132,31 @@ impl Held {
     /// Another key's value that is the same.
     pub fn copied(&self) -> Self {
         let mut copy = Held::new(self.space.clone());
-        copy.grace = self.grace;
+        copy.seen = self.seen;
         copy
     }
 
     /// Takes in a grace that was granted since the last look.
     fn catch_up(&mut self) {
-        if !self.grace.is_last() {
+        if !self.seen.is_last() {
             let until = GRACE_UNTIL.load(Relaxed);
             if until > 0 {
                 self.space.grant_grace(until, &mut Silent);
             }
-            self.grace = GraceSeen::now(until > 0);
+            let is_line_due = self.seen.is_line_due();
+            self.seen = Seen::now(if until > 0 { Seen::UNTOLD } else { 0 });
+            self.seen.set_line_due(is_line_due);
         }
+    }
+
+    /// Whether the next event begins a new line of history.
+    pub fn is_line_due(&self) -> bool {
+        self.seen.is_line_due()
+    }
+
+    /// Sets that; a space that is made or restored begins none by itself.
+    pub fn set_line_due(&mut self) {
+        self.seen.set_line_due(true);
     }
 
     /// Bytes of memory, in constant time.
@@ -380,12 +415,36 @@ impl<'a> SpaceKey<'a> {
         if let Value::New(held) = &self.value {
             held.space.announce(&mut journal);
         }
-        let until = self.held().grace.untold();
+        let until = self.held().seen.untold();
         if until > 0 {
             journal.effect(&crate::space::Effect::Grace { until });
         }
         journal.end_preface();
+        if self.held().is_line_due() {
+            journal.set_new_line(self.epoch_of_new_line());
+        }
         journal
+    }
+
+    /// The epoch of a new line of history.
+    fn epoch_of_new_line(&mut self) -> u64 {
+        let (db, name, now) = (self.db, self.name, self.clock.now());
+        let epoch = agenda::new_epoch(db, name.bytes(), now);
+        let (last, _) = self.space().last_id();
+        if epoch > last {
+            return epoch;
+        }
+        // The last one is ahead of the clock. Two servers may go on from it, one after the other,
+        // and what the first one published may be lost: the second must not use the same epoch.
+        const SPREAD: u64 = 1024;
+        let epoch = last.saturating_add(1 + hash_of(&server_time().to_le_bytes()) % SPREAD);
+        agenda::epoch_given(epoch);
+        epoch
+    }
+
+    /// Whoever decides says that a new line of history is due here.
+    pub fn set_line_due(&mut self) {
+        self.held().set_line_due();
     }
 
     /// Hands on what has happened: makes the space a key where it was none; tells replicas and
@@ -408,7 +467,7 @@ impl<'a> SpaceKey<'a> {
         if journal.is_replaying() || (journal.is_renewal() && journal.is_unheard()) {
             self.ctx.replicate_verbatim();
         } else if journal.has_effects() {
-            self.held().grace.tell();
+            self.held().seen.tell();
             self.ctx.replicate(journal::APPLY, self.name, journal.batch());
         }
         journal.publish();
@@ -418,6 +477,8 @@ impl<'a> SpaceKey<'a> {
             self.held().count();
         }
         if journal.has_events() {
+            // It has begun its new line, if one was due, or whoever decides has not asked for it.
+            self.held().seen.set_line_due(false);
             self.ctx.signal_modified(name);
             waiters::wake(db, name.bytes());
         }
@@ -491,7 +552,7 @@ impl<'a> SpaceKey<'a> {
 
     /// Whether replicas have still to be told of a grace.
     pub fn owes_grace(&mut self) -> bool {
-        self.held().grace.untold() > 0
+        self.held().seen.untold() > 0
     }
 }
 

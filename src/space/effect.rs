@@ -51,6 +51,13 @@ pub enum Effect<'a> {
     },
     /// Restores a kept event, oldest first; the last has the seq that `Begin` named.
     Event { at: Timestamp, text: &'a str },
+    /// The next event begins a new line of history with this epoch; the seq goes on. The effect of
+    /// that event follows.
+    NewLine { epoch: u64 },
+    /// Restores a past line of history, oldest first: events `first` to `last` have this epoch.
+    PastLine { epoch: u64, first: u64, last: u64 },
+    /// Restores that a new line is due: whoever decides begins one with the next event.
+    LineDue,
 }
 
 impl Effect<'_> {
@@ -77,6 +84,11 @@ pub trait Sink {
     }
     /// A lease that ended so many ms ago is noticed now.
     fn lapsed(&mut self, _ms_ago: u64) {}
+    /// Asked before each event. Returns the epoch of the new line that the event must begin, if
+    /// one is due, and only once. Only a sink of the server that decides returns one.
+    fn take_new_line(&mut self) -> Option<u64> {
+        None
+    }
 }
 
 /// Reports to nobody.

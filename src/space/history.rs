@@ -8,6 +8,7 @@
 //! events from before that count as old as the first event after it: no event is kept longer than
 //! the events that follow it.
 
+use super::lines::{Lines, PastLine};
 use super::{allocated, Timestamp};
 use std::collections::VecDeque;
 
@@ -37,7 +38,8 @@ struct Kept {
     text: Box<[u8]>,
 }
 
-/// Events without holes, oldest first; the newest has the space's current seq.
+/// Events without holes, oldest first; the newest has the space's current seq. And the past lines
+/// of history that they reach back to.
 #[derive(Clone)]
 pub struct History {
     /// All pages but the last are full, and none is empty.
@@ -51,6 +53,8 @@ pub struct History {
     in_order: bool,
     text_bytes: usize,
     page_bytes: usize,
+    /// Absent where there are none, as in most spaces.
+    lines: Option<Box<Lines>>,
 }
 
 impl Default for History {
@@ -62,6 +66,7 @@ impl Default for History {
             in_order: true,
             text_bytes: 0,
             page_bytes: 0,
+            lines: None,
         }
     }
 }
@@ -114,6 +119,26 @@ impl History {
         }
         if self.has_surplus(at, retention) {
             self.excess = self.len() - self.kept(at, retention);
+        }
+    }
+
+    /// The past lines of history, oldest first.
+    pub fn lines(&self) -> &[PastLine] {
+        self.lines.as_deref().map_or(&[], Lines::as_slice)
+    }
+
+    /// Adds the line that ends.
+    pub fn add_line(&mut self, line: PastLine) {
+        self.lines.get_or_insert_default().push(line);
+    }
+
+    /// Forgets the lines that no kept event follows directly. `seq` is that of the newest event.
+    pub fn forget_lines(&mut self, seq: u64) {
+        let from = seq.saturating_sub(self.live() as u64);
+        if let Some(lines) = &mut self.lines {
+            if !lines.keep_from(from) {
+                self.lines = None;
+            }
         }
     }
 
@@ -239,7 +264,8 @@ impl History {
 
     pub fn heap_bytes(&self) -> usize {
         let pages = allocated(self.pages.capacity() * size_of::<Vec<Kept>>());
-        self.text_bytes + self.page_bytes + pages
+        let lines = self.lines.as_ref().map_or(0, |lines| lines.heap_bytes());
+        self.text_bytes + self.page_bytes + pages + lines
     }
 }
 

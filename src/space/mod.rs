@@ -14,6 +14,7 @@ mod group;
 mod history;
 mod kept;
 mod lease_order;
+mod lines;
 mod members;
 #[cfg(test)]
 mod model;
@@ -25,6 +26,7 @@ pub use history::{History, Retention};
 pub use members::{OutOfTime, Outlook, Trail, User};
 pub use record::Record;
 
+use lines::PastLine;
 use members::{Members, AT_ONCE};
 use record::{Lease, Packed};
 
@@ -43,6 +45,9 @@ pub const MAX_SPACE_BYTES: usize = 4096;
 /// No time and no sequence number is later than this: sums of two cannot overflow, and both fit
 /// the signed integers of replies.
 pub const MAX_TIMESTAMP: u64 = (1 << 62) - 1;
+
+/// No epoch and no seq is greater than this: readers of JSON hold such numbers exactly.
+pub const MAX_ID_NUMBER: u64 = 1 << 53;
 
 /// At most so many leaves of lapsed sessions are told by who closes a space.
 const LEAVES_BEFORE_CLOSE: usize = 4096;
@@ -272,8 +277,38 @@ impl Space {
         }
     }
 
+    /// The past lines of history that are known, oldest first.
+    fn past_lines(&self) -> &[PastLine] {
+        self.history().map_or(&[], History::lines)
+    }
+
+    /// The first seq of the present line of history. Where the line before it is forgotten, this
+    /// is too early, but then an event after that is not kept either.
+    fn line_begins(&self) -> u64 {
+        self.past_lines().last().map_or(1, |line| line.last.saturating_add(1))
+    }
+
+    /// Whether the space has, or had in a past line that it knows, this epoch.
+    pub fn has_line(&self, epoch: u64) -> bool {
+        epoch == self.epoch || self.past_lines().iter().any(|line| line.epoch == epoch)
+    }
+
+    /// The seq after which events are new to whoever has seen `id`, and whether that is certain:
+    /// it is not where the id was not given out in a line of this space, as far as is known.
+    fn position(&self, id: (u64, u64)) -> (u64, bool) {
+        // Before the first event of any life.
+        if id == (0, 0) || id == self.last_id() {
+            return (id.1, true);
+        }
+        let present = PastLine { epoch: self.epoch, first: self.line_begins(), last: self.seq };
+        let mut lines = self.past_lines().iter().chain([&present]);
+        let Some(line) = lines.find(|line| line.epoch == id.0) else { return (0, false) };
+        let is_known = (line.first..=line.last).contains(&id.1);
+        (id.1.max(line.first.saturating_sub(1)).min(line.last), is_known)
+    }
+
     /// The events after `after` that are kept at `now`, oldest first, and whether some are
-    /// missing: no longer kept, or `after` is not an id of this life of the space. (0, 0) is
+    /// missing: no longer kept, or `after` was not given out in a line of this space. (0, 0) is
     /// before the first event of any life.
     pub fn events_after(
         &self,
@@ -282,12 +317,10 @@ impl Space {
         retention: Retention,
     ) -> (bool, impl Iterator<Item = &[u8]>) {
         let kept = self.kept_events(now, retention);
-        let is_ours = after == (0, 0) || (after.0 == self.epoch && after.1 <= self.seq);
-        // How many events there were after it; of another life's, all.
-        let since = if is_ours { self.seq - after.1 } else { self.seq };
-        let since = usize::try_from(since).unwrap_or(usize::MAX);
+        let (seq, is_known) = self.position(after);
+        let since = usize::try_from(self.seq.saturating_sub(seq)).unwrap_or(usize::MAX);
         let events = self.history().map(|history| history.newest(kept.min(since)));
-        (!is_ours || since > kept, events.into_iter().flatten().map(|(_, text)| text))
+        (!is_known || since > kept, events.into_iter().flatten().map(|(_, text)| text))
     }
 
     /// Nobody is here and nothing is kept: the key can go.
@@ -321,6 +354,9 @@ impl Space {
     /// The effects that make this space out of nothing.
     pub fn dump(&self, mut tell: impl FnMut(&Effect<'_>)) {
         tell(&Effect::Begin { epoch: self.epoch, seq: self.seq, closed_until: self.closed_until });
+        for &PastLine { epoch, first, last } in self.past_lines() {
+            tell(&Effect::PastLine { epoch, first, last });
+        }
         for (record, since) in self.members.all() {
             tell(&Effect::Session {
                 user: text(record.user()),
@@ -341,17 +377,35 @@ impl Space {
     // ---- what can happen -----------------------------------------------------------------
 
     fn event<S: Sink>(&mut self, at: At, mut event: Event<'_>, sink: &mut S) {
-        // Only a space that was restored with such a number gets near the bound.
-        self.seq = (self.seq + 1).min(MAX_TIMESTAMP);
+        self.seq = self.seq.saturating_add(1);
         event.seq = self.seq;
         let mut text = Vec::with_capacity(192 + event.meta.map_or(0, <[u8]>::len));
         event.write_json(&mut text);
         sink.event(event.kind, event.reason, &text);
         let history = self.history.get_or_insert_default();
         history.push(at.now, &text, at.limits.retention);
+        history.forget_lines(self.seq);
         if history.len() == 0 {
             self.history = None;
         }
+    }
+
+    /// Begins a new line of history before the first event after a load or a promotion. Each
+    /// function that makes an event calls this first.
+    fn begin_line_if_due<S: Sink>(&mut self, sink: &mut S) {
+        if let Some(epoch) = sink.take_new_line() {
+            self.begin_line(epoch.max(self.epoch.saturating_add(1)), sink);
+        }
+    }
+
+    fn begin_line<S: Sink>(&mut self, epoch: u64, sink: &mut S) {
+        sink.effect(&Effect::NewLine { epoch });
+        let (first, last) = (self.line_begins(), self.seq);
+        if first <= last {
+            let line = PastLine { epoch: self.epoch, first, last };
+            self.history.get_or_insert_default().add_line(line);
+        }
+        self.epoch = epoch;
     }
 
     /// An event about a session as it is, or last was.
@@ -384,6 +438,7 @@ impl Space {
         meta: Text,
         sink: &mut S,
     ) -> bool {
+        self.begin_line_if_due(sink);
         sink.effect(&Effect::Online { user, session, lease, at: at.now, meta });
         let session = Packed::new(user, session, Lease::new(lease, false), at.now, meta);
         let first = self.members.insert(trail, session.read(), at.now);
@@ -394,6 +449,7 @@ impl Space {
 
     fn end_session<S: Sink>(&mut self, at: At, id: u32, reason: Reason, sink: &mut S) {
         let Some((session, last)) = self.members.remove(id) else { return };
+        self.begin_line_if_due(sink);
         let record = session.read();
         sink.effect(&Effect::Offline {
             user: text(record.user()),
@@ -420,6 +476,7 @@ impl Space {
     fn update_meta<S: Sink>(&mut self, at: At, id: u32, meta: Text, sink: &mut S) {
         let id = self.members.set_meta(id, meta);
         let Some(session) = self.members.record(id).map(Packed::from) else { return };
+        self.begin_line_if_due(sink);
         let record = session.read();
         sink.effect(&Effect::Update {
             user: text(record.user()),
@@ -431,6 +488,7 @@ impl Space {
     }
 
     fn send<S: Sink>(&mut self, at: At, user: &str, session: &str, message: &str, sink: &mut S) {
+        self.begin_line_if_due(sink);
         sink.effect(&Effect::Message { user, session, at: at.now, text: message });
         let event = Event {
             user: Some(user.as_bytes()),
@@ -442,6 +500,7 @@ impl Space {
     }
 
     fn shut<S: Sink>(&mut self, at: At, until: Timestamp, sink: &mut S) {
+        self.begin_line_if_due(sink);
         sink.effect(&Effect::Close { at: at.now, until });
         sink.discard(Gone(std::mem::take(&mut self.members)));
         self.closed_until = until.max(1);
@@ -453,6 +512,7 @@ impl Space {
         sink.effect(&Effect::Trim { keep: keep as u64 });
         if let Some(history) = &mut self.history {
             history.truncate_to(keep);
+            history.forget_lines(self.seq);
             if history.len() == 0 {
                 self.history = None;
             }
@@ -907,7 +967,17 @@ impl Space {
             Effect::Trim { keep } => {
                 self.trim(usize::try_from(keep).unwrap_or(usize::MAX), sink);
             }
-            Effect::Begin { .. } | Effect::Session { .. } | Effect::Event { .. } => {
+            Effect::NewLine { epoch } => {
+                if epoch <= self.epoch {
+                    return Err(Misfit("the new line has an epoch that is not later"));
+                }
+                self.begin_line(epoch, sink);
+            }
+            Effect::Begin { .. }
+            | Effect::Session { .. }
+            | Effect::Event { .. }
+            | Effect::PastLine { .. }
+            | Effect::LineDue => {
                 self.restore(effect)?;
                 sink.effect(effect);
             }
@@ -946,6 +1016,19 @@ impl Space {
                 }
                 history.append(at, text.as_bytes());
             }
+            Effect::PastLine { epoch, first, last } => {
+                let before = self.past_lines().last();
+                let follows = before.is_none_or(|before| {
+                    before.epoch < epoch && before.last.saturating_add(1) == first
+                });
+                let fits = (1..=last).contains(&first) && last < self.seq && epoch < self.epoch;
+                if !follows || !fits {
+                    return Err(Misfit("a past line of history does not fit"));
+                }
+                self.history.get_or_insert_default().add_line(PastLine { epoch, first, last });
+            }
+            // Whoever holds the space takes note of it.
+            Effect::LineDue => {}
             _ => return Err(Misfit("not part of a snapshot")),
         }
         Ok(())
@@ -962,8 +1045,17 @@ impl Space {
 
     /// What must hold of an effect whoever sent it. Metadata is checked where it is decoded.
     fn check(&self, effect: &Effect<'_>) -> Result<(), Misfit> {
+        let numbers = match *effect {
+            Effect::Begin { epoch, seq, .. } => [epoch, seq],
+            Effect::NewLine { epoch } => [epoch, 0],
+            Effect::PastLine { epoch, last, .. } => [epoch, last],
+            _ => [0; 2],
+        };
+        if numbers.iter().any(|number| *number > MAX_ID_NUMBER) {
+            return Err(Misfit("an epoch or seq is out of range"));
+        }
         let moments = match *effect {
-            Effect::Begin { epoch, seq, closed_until } => [epoch, seq, closed_until],
+            Effect::Begin { closed_until, .. } => [closed_until, 0, 0],
             Effect::Online { lease, at, .. } => [lease, at, 0],
             Effect::Lease { lease, .. } => [lease, 0, 0],
             Effect::Update { at, .. }
@@ -973,10 +1065,14 @@ impl Space {
             Effect::Grace { until } => [until, 0, 0],
             Effect::Close { at, until } => [at, until, 0],
             Effect::Session { lease, joined_at, since, .. } => [lease, joined_at, since],
-            Effect::Keep { .. } | Effect::Trim { .. } => [0; 3],
+            Effect::Keep { .. }
+            | Effect::Trim { .. }
+            | Effect::NewLine { .. }
+            | Effect::PastLine { .. }
+            | Effect::LineDue => [0; 3],
         };
         if moments.iter().any(|moment| *moment > MAX_TIMESTAMP) {
-            return Err(Misfit("a time or number is out of range"));
+            return Err(Misfit("a time is out of range"));
         }
         let (user, session) = match *effect {
             Effect::Online { user, session, .. }

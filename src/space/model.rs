@@ -33,8 +33,14 @@ enum Op {
         by: u64,
     },
     Close,
-    /// Save and load, by way of bytes.
+    /// Save and load, by way of bytes, as RESTORE does: no new line of history.
     Reload,
+    /// Write a snapshot, to come back to.
+    Save,
+    /// Lose what came after the last snapshot: a server that is killed and loads it.
+    Crash,
+    /// Begin to decide without a loss: a promotion, a reload.
+    Promote,
 }
 
 fn who() -> impl Strategy<Value = (usize, usize)> {
@@ -59,6 +65,9 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0..30usize).prop_map(|steps| Op::Sweep { steps }),
         1 => (1..40u64).prop_map(|by| Op::Grace { by }),
         1 => Just(Op::Reload),
+        1 => Just(Op::Save),
+        1 => Just(Op::Crash),
+        1 => Just(Op::Promote),
     ]
 }
 
@@ -75,6 +84,9 @@ struct Model {
     sessions: BTreeMap<(String, String), ModelSession>,
     since: BTreeMap<String, u64>,
     events: Vec<serde_json::Value>,
+    epoch: u64,
+    /// Whether the next event begins a new line of history.
+    line_due: bool,
 }
 
 impl Model {
@@ -86,6 +98,19 @@ impl Model {
         self.sessions.keys().any(|(other, _)| other == user)
     }
 
+    /// The id of the next event.
+    fn next_id(&mut self, now: u64) -> String {
+        if std::mem::take(&mut self.line_due) {
+            self.epoch = now.max(self.epoch + 1);
+        }
+        format!("{}-{}", self.epoch, self.events.len() + 1)
+    }
+
+    /// The ids of all events that led here, in order.
+    fn ids(&self) -> Vec<(u64, u64)> {
+        self.events.iter().map(id_of).collect()
+    }
+
     fn note(
         &mut self,
         kind: &str,
@@ -95,7 +120,7 @@ impl Model {
         details: serde_json::Value,
     ) {
         let mut event = serde_json::json!({
-            "id": format!("1000-{}", self.events.len() + 1),
+            "id": self.next_id(now),
             "space": "lobby", "type": kind, "user": user, "users": self.users(), "at": now,
         });
         if !session.is_empty() {
@@ -142,11 +167,17 @@ impl Model {
     }
 }
 
+fn id_of(event: &serde_json::Value) -> (u64, u64) {
+    let (epoch, seq) = event["id"].as_str().unwrap().split_once('-').unwrap();
+    (epoch.parse().unwrap(), seq.parse().unwrap())
+}
+
 /// What a space tells, gathered.
 #[derive(Default)]
 struct Heard {
     batch: Vec<u8>,
     events: Vec<String>,
+    new_line: Option<u64>,
 }
 
 impl Sink for Heard {
@@ -159,6 +190,10 @@ impl Sink for Heard {
 
     fn event(&mut self, _: Kind, _: Option<Reason>, text: &[u8]) {
         self.events.push(String::from_utf8(text.to_vec()).unwrap());
+    }
+
+    fn take_new_line(&mut self) -> Option<u64> {
+        self.new_line.take()
     }
 }
 
@@ -243,6 +278,35 @@ fn compare(space: &mut Space, model: &Model, now: u64) {
     assert!(space.user("nobody", now).is_none());
 }
 
+/// What the space says of each id that was ever given out, and of some that never were, follows
+/// from the list of all events that led to it. Seqs are the places in that list.
+fn compare_gaps(space: &Space, model: &Model, given: &BTreeSet<(u64, u64)>, now: u64) {
+    let ids = model.ids();
+    let mut epochs: Vec<u64> = ids.iter().map(|id| id.0).collect();
+    epochs.dedup();
+    let known_epochs = &epochs[epochs.len().saturating_sub(8)..];
+    let kept = space.kept_events(now, RETENTION);
+    let texts = space.history().into_iter().flat_map(|history| history.newest(kept));
+    let kept_ids: Vec<_> =
+        texts.map(|(_, text)| id_of(&serde_json::from_slice(text).unwrap())).collect();
+    assert!(ids.ends_with(&kept_ids));
+    let (epoch, seq) = space.last_id();
+    let strange = [(epoch, 0), (epoch, seq + 1), (epoch + 1, 1), (epoch - 1, seq), (0, 1), (0, 0)];
+    for id in given.iter().copied().chain(strange) {
+        let place = ids.get((id.1 as usize).wrapping_sub(1)).is_some_and(|known| *known == id);
+        let is_known = place && known_epochs.contains(&id.0) || id == (0, 0) || id == (epoch, seq);
+        let (gap, events) = space.events_after(id, now, RETENTION);
+        // The newest ones: so many are those that they must be.
+        let events = events.count();
+        if is_known {
+            let rest = ids.len() - id.1 as usize;
+            assert_eq!((gap, events), (rest > kept, rest.min(kept)), "{id:?}");
+        } else {
+            assert!(gap && events <= kept, "{id:?} was lost or never given out, {ids:?}");
+        }
+    }
+}
+
 /// The trail of a user as a server finds it: by what was seen of the space last, right or wrong.
 fn foreseen(space: &Space, outlook: &mut Outlook, user: &[u8]) -> Trail {
     let mut trail = outlook.trail(user, |_| {});
@@ -264,16 +328,29 @@ proptest! {
         let mut space = Space::new(1000);
         let mut outlook = Outlook::NONE;
         let mut replica = Space::new(1000);
-        let mut model = Model::default();
+        let mut model = Model { epoch: 1000, ..Model::default() };
         let mut published = 0usize;
+        let mut saved = None;
+        let mut given = BTreeSet::new();
         let last = if close { vec![Op::Close, Op::OnlineMany { who: vec![(1, 1)], ttl: 9 }] } else { vec![] };
         for op in ops.into_iter().chain(last) {
             let at = At { space: b"lobby", now, limits };
-            let mut heard = Heard::default();
+            let mut heard =
+                Heard { new_line: model.line_due.then_some(now), ..Heard::default() };
             let closed = space.is_closed();
             match op.clone() {
                 Op::Wait(by) => now += by,
                 Op::Reload => space = reload(&space),
+                Op::Promote => model.line_due = true,
+                Op::Save => {
+                    saved = Some((reload(&space), replica.clone(), model.clone(), published));
+                }
+                Op::Crash => if let Some(saved) = saved.clone() {
+                    (space, replica, model, published) = saved;
+                    model.line_due = true;
+                    // It is back later than its epochs were ahead of the clock.
+                    now = given.last().map_or(now, |(epoch, _)| now.max(*epoch)) + 1;
+                }
                 Op::Grace { by } => {
                     space.grant_grace(now + by, &mut heard);
                     for state in model.sessions.values_mut() {
@@ -290,7 +367,7 @@ proptest! {
                     }
                     prop_assert!(model.sessions.values().all(|state| state.lease > now));
                     model.sessions.clear();
-                    let id = format!("1000-{}", model.events.len() + 1);
+                    let id = model.next_id(now);
                     model.events.push(serde_json::json!(
                         {"id": id, "space": "lobby", "type": "close", "users": 0, "at": now}));
                 }
@@ -299,7 +376,7 @@ proptest! {
                     let users = model.users();
                     model.note("message", &name(user), "", now,
                         serde_json::json!({"message": "hé\"y", "users": users}));
-                    prop_assert_eq!(id, Some((1000, model.events.len() as u64)));
+                    prop_assert_eq!(id, Some((model.epoch, model.events.len() as u64)));
                 }
                 Op::Sweep { steps } => {
                     let mut left = steps;
@@ -431,9 +508,12 @@ proptest! {
                 let event: serde_json::Value = serde_json::from_str(event).unwrap();
                 prop_assert_eq!(&event, &model.events[published]);
                 published += 1;
+                let id = id_of(&event);
+                prop_assert!(given.last().is_none_or(|last| *last < id), "{id:?} after {given:?}");
+                given.insert(id);
             }
             prop_assert_eq!(published, model.events.len());
-            prop_assert_eq!(space.last_id(), (1000, published as u64));
+            prop_assert_eq!(space.last_id(), (model.epoch, published as u64));
             // A replica that applies the effects is told the same events and is the same.
             if !heard.batch.is_empty() {
                 let mut echo = Heard::default();
@@ -450,6 +530,7 @@ proptest! {
             // A clock that is set back by a little, and set right again.
             compare(&mut space, &model, now - 7);
             compare(&mut space, &model, now);
+            compare_gaps(&space, &model, &given, now);
             // No lease ends before the space says that there may be something to do.
             if let Some(first) = model.sessions.values().map(|state| state.lease).min() {
                 prop_assert!(space.next_due(RETENTION) <= first);

@@ -446,7 +446,7 @@ impl Three {
         events.values().for_each(|events| without_holes(events));
         for events in events.values() {
             let epochs: BTreeSet<i64> = events.iter().map(|e| e.id().0).collect();
-            assert_eq!(epochs.len(), 1, "{epochs:?}");
+            assert_eq!(epochs.len(), 2, "one line of history for each who decided: {epochs:?}");
         }
         folds_to_nobody(&events);
         println!("{} timeouts checked", never_too_early(&events, &leases));

@@ -20,6 +20,7 @@ mod history;
 mod hostile;
 mod keylife;
 mod leases;
+mod lines;
 mod listeners;
 mod memory;
 mod messages;
