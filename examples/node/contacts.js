@@ -5,8 +5,9 @@
 //
 // It subscribes first, and then asks for the contacts' status together with the id of the space's last
 // event, in one transaction. Events up to that id are in the answer; those after it come on the channel,
-// numbered without holes. Where one is missing, or the connection broke, it asks again: for a list of
-// contacts that costs less than reading what happened.
+// numbered without gaps. Where one is missing, the epoch is another one (the server has loaded its data
+// or was promoted, or the space is another one) or the connection broke, it asks again, and so it does
+// now and then if nothing comes: for a list of contacts that costs less than reading what happened.
 //
 // Needs node-redis (package.json) and a server with the presence module.
 
@@ -15,6 +16,7 @@ import { on } from 'node:events'
 import { setTimeout as pause } from 'node:timers/promises'
 
 const RETRY_MS = 200
+const QUIET_MS = 60000 // ask again so often: a replica does not publish what it has lost
 
 class Contacts {
   epoch = 0 // the last event that was taken in: "1795354360536-8" is epoch 1795354360536, seq 8
@@ -50,7 +52,7 @@ class Contacts {
 
   async take(event, client) {
     const [epoch, seq] = event.id.split('-').map(Number)
-    if (epoch < this.epoch || (epoch === this.epoch && seq <= this.seq)) return
+    if (epoch === this.epoch && seq <= this.seq) return
     if (epoch !== this.epoch || seq !== this.seq + 1) return this.ask(client)
     this.seq = seq
     if (event.type === 'join' || event.type === 'leave') this.set(event.user, event.type === 'join')
@@ -63,13 +65,18 @@ class Contacts {
     const feed = client.duplicate()
     for (const connection of [client, feed]) connection.on('error', () => {}) // they throw it as well
     const messages = on(feed, 'text') // one after the other, as long as it takes; throws feed's errors
+    const quiet = setInterval(() => feed.emit('text', null), QUIET_MS)
     try {
       await client.connect()
       await feed.connect()
       await feed.subscribe(`presence:${this.space}`, (text) => feed.emit('text', text))
       await this.ask(client)
-      for await (const [text] of messages) await this.take(JSON.parse(text), client)
+      for await (const [text] of messages) {
+        if (text === null) await this.ask(client)
+        else await this.take(JSON.parse(text), client)
+      }
     } finally {
+      clearInterval(quiet)
       for (const connection of [client, feed]) if (connection.isOpen) connection.destroy()
     }
   }

@@ -76,7 +76,7 @@ async function run(space, path, url) {
       client, 'PRESENCE.EVENTS', space, 'AFTER', last, 'COUNT', '1000', 'BLOCK', String(BLOCK_MS))
     if (gap) {
       console.error(`log: some events after ${last} are lost`)
-      // A server that lost its last events in a crash tells older ones again.
+      // Where it cannot tell what the file has already, it sends all that it keeps.
       events = events.filter((event) => isAfter(idOf(event), last))
       last = id
     }

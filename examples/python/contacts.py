@@ -5,8 +5,9 @@
 
 It subscribes first, and then asks for the contacts' status together with the id of the space's last
 event, in one transaction. Events up to that id are in the answer; those after it come on the channel,
-numbered without holes. Where one is missing, or the connection broke, it asks again: for a list of
-contacts that costs less than reading what happened.
+numbered without gaps. Where one is missing, the epoch is another one (the server has loaded its data
+or was promoted, or the space is another one) or the connection broke, it asks again, and so it does if
+nothing comes for a while: for a list of contacts that costs less than reading what happened.
 
 Needs redis-py and a server with the presence module.
 """
@@ -19,6 +20,7 @@ import redis
 import redis.asyncio
 
 RETRY_SECONDS = 0.2
+QUIET_SECONDS = 60  # ask again if nothing comes for so long: a replica does not publish what it has lost
 
 
 def position(id):  # "1795354360536-8" -> (1795354360536, 8)
@@ -50,7 +52,7 @@ class Contacts:
 
     async def take(self, event):
         id = position(event["id"])
-        if id <= self.last:
+        if id[0] == self.last[0] and id <= self.last:
             return
         if id != (self.last[0], self.last[1] + 1):
             return await self.ask()
@@ -64,8 +66,9 @@ class Contacts:
     async def follow(self):
         async with self.client.pubsub() as feed:
             await feed.subscribe("presence:" + self.space)
-            async for message in feed.listen():
-                if message["type"] == "subscribe":  # also after a reconnect of the library's own
+            while True:
+                message = await feed.get_message(timeout=QUIET_SECONDS)
+                if message is None or message["type"] == "subscribe":  # also after the library's own reconnect
                     await self.ask()
                 elif message["type"] == "message":
                     await self.take(json.loads(message["data"]))

@@ -78,7 +78,7 @@ def run(space, path, url):
         events = reply[b"events"]
         if reply[b"gap"]:
             print(f"log: some events after {last} are lost", file=sys.stderr, flush=True)
-            # A server that lost its last events in a crash tells older ones again.
+            # Where it cannot tell what the file has already, it sends all that it keeps.
             events = [event for event in events if number(id_of(event)) > number(last)]
             last = reply[b"id"].decode()
         if events:
