@@ -5,6 +5,8 @@
 
 use crate::harness::*;
 use crate::history::{ask, waiting};
+use crate::proxy::Proxy;
+use crate::replication::{primary, replica_of, sync};
 use rand::rngs::StdRng;
 use rand::Rng;
 use std::io::{BufRead, BufReader, Write};
@@ -693,4 +695,92 @@ fn the_worker_of_the_readme_waits_on_a_quiet_space() {
     c.ok("PRESENCE.OFFLINE lobby alice");
     worker.says(&["join bob 2", "leave alice 1"]);
     worker.kill();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+/// Carol comes online and is lost with the server; Erin comes online with the seq that Carol had.
+fn after_lost_events(language: Language) {
+    let programs = ["follow", "contacts", "log"].map(|name| language.program(name));
+    let [Some(follow), Some(contacts), Some(log)] = programs else { return };
+    let server = Server::with(LONG);
+    let file = server.dir().join("lobby.jsonl");
+    let mut c = server.connect();
+    c.ok("PRESENCE.ONLINE lobby alice EX 600");
+    c.ok("SAVE");
+    let mut followed = Program::run(&follow, &server, &["lobby"]);
+    let mut listed = Program::run(&contacts, &server, &["lobby", "alice", "carol", "erin"]);
+    let logged = Program::run(&log, &server, &["lobby", file.to_str().unwrap()]);
+    waiting(&mut c, 2);
+    listed.says(&["alice online", "carol offline", "erin offline"]);
+    c.ok("PRESENCE.ONLINE lobby carol EX 600");
+    listed.says(&["alice online", "carol offline", "erin offline", "carol online"]);
+    followed.says(&["online alice", "online carol"]);
+    wait_until("the log", PATIENCE, || complete_lines(&file).len() == 2);
+    server.restart(Stop::Kill);
+    c = server.connect();
+    c.ok("PRESENCE.ONLINE lobby erin EX 600");
+    let mut said = vec!["alice online", "carol offline", "erin offline", "carol online"];
+    said.extend(["carol offline", "erin online"]);
+    listed.says(&said);
+    followed.says(&["online alice", "online carol", "offline carol", "online erin"]);
+    // What was logged stays, what is lost is said to be, and nothing is logged twice.
+    wait_until("the log", PATIENCE, || complete_lines(&file).len() >= 3);
+    let brief = |line: &String| {
+        let event: serde_json::Value = serde_json::from_str(line).unwrap();
+        format!("{} {}", event["user"], parse_id(event["id"].as_str().unwrap()).1)
+    };
+    let lines: Vec<String> = complete_lines(&file).iter().map(brief).collect();
+    assert_eq!(lines, ["\"alice\" 1", "\"carol\" 2", "\"erin\" 2"]);
+    assert!(logged.errors().contains("lost"), "{}", logged.errors());
+    [followed, listed, logged].into_iter().for_each(Program::kill);
+}
+
+/// The contact list's server is a replica that is ahead of the one that is promoted. Its connection does not break, and
+/// the first event that it receives has the next seq: the other epoch is all that tells it.
+fn at_a_replica_that_was_ahead(language: Language) {
+    let Some(contacts) = language.program("contacts") else { return };
+    let a = primary().start();
+    let proxy = Proxy::to(a.port);
+    let heir = primary().line(&format!("replicaof 127.0.0.1 {}", proxy.port)).start();
+    let ahead = replica_of(&a).start();
+    let (mut ca, mut ch, mut cf) = (a.connect(), heir.connect(), ahead.connect());
+    ca.ok("PRESENCE.ONLINE lobby alice EX 600");
+    sync(&mut ca, &mut ch);
+    sync(&mut ca, &mut cf);
+    let mut listed = Program::run(&contacts, &ahead, &["lobby", "alice", "carol", "erin"]);
+    let mut said = vec!["alice online", "carol offline", "erin offline"];
+    listed.says(&said);
+    proxy.cut();
+    ca.ok("PRESENCE.ONLINE lobby carol EX 600");
+    said.push("carol online");
+    listed.says(&said);
+    a.stop(Stop::Kill);
+    ch.ok("REPLICAOF NO ONE");
+    cf.ok(args!["REPLICAOF", "127.0.0.1", i64::from(heir.port)]);
+    sync(&mut ch, &mut cf);
+    ch.ok("PRESENCE.ONLINE lobby erin EX 600");
+    said.extend(["carol offline", "erin online"]);
+    listed.says(&said);
+    listed.kill();
+}
+
+#[test]
+fn after_lost_events_in_python() {
+    after_lost_events(Language::Python);
+}
+
+#[test]
+fn after_lost_events_in_node() {
+    after_lost_events(Language::Node);
+}
+
+#[test]
+fn at_a_replica_that_was_ahead_in_python() {
+    at_a_replica_that_was_ahead(Language::Python);
+}
+
+#[test]
+fn at_a_replica_that_was_ahead_in_node() {
+    at_a_replica_that_was_ahead(Language::Node);
 }
