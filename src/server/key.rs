@@ -436,7 +436,7 @@ impl<'a> SpaceKey<'a> {
         }
         // The last one is ahead of the clock. Two servers may go on from it, one after the other,
         // and what the first one published may be lost: the second must not use the same epoch.
-        const SPREAD: u64 = 1024;
+        const SPREAD: u64 = 256;
         let epoch = last.saturating_add(1 + hash_of(&server_time().to_le_bytes()) % SPREAD);
         agenda::epoch_given(epoch);
         epoch

@@ -1,14 +1,16 @@
 //! Was everything right that was observed in a round? A pure function of the observations.
 //!
-//! Each era, the time in which one server decides, has a log: for each life of a space (its epoch) the events that were
-//! there when the era began, those that were heard at the server that decided, and those that whoever came after it
-//! inherited. Folded, a log says when each session was there. Each user is written by one client, one command after the
+//! Each era, the time in which one server decides, has a log: for each life of a space the events that were there when
+//! the era began, those that were heard at the server that decided, and those that whoever came after it inherited. A
+//! life has a line of history, with an epoch of its own, for each server that decided something in it; the seq goes on
+//! from one to the next. Folded, a log says when each session was there. Each user is written by one client, one command after the
 //! other, so the answers say between which moments each session's lease ends; the two must agree.
 //!
 //! What may be lost is what README says. Where a server comes back from its append-only file, is reloaded or hands over
 //! by FAILOVER: nothing. Where a replica is promoted: a tail of what happened, but nothing before a write that a WAIT
 //! has covered. What is lost of a lease then shows in the first reading of the new era, which must be a lease that was
-//! given, or the end of the grace; from there on everything is exact again.
+//! given, or the end of the grace; from there on everything is exact again. And no id is given to two events, whatever is
+//! lost: so whoever follows by ids is never misled, which the followers of a round try out.
 
 use crate::observed::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,9 +32,11 @@ pub struct Wrong {
 pub fn check(round: &Round) -> Vec<Wrong> {
     let mut checker = Checker::new(round);
     checker.logs();
+    checker.ids();
     checker.heard();
     for era in 0..round.eras.len() {
         checker.lives(era);
+        checker.lines(era);
         checker.ends(era);
         checker.answers(era);
         checker.takeover(era);
@@ -42,12 +46,14 @@ pub fn check(round: &Round) -> Vec<Wrong> {
     checker.wrong
 }
 
-/// The events of each life of each space.
+/// The events of each life of each space, or of each line of history: by space and the first, or the only, epoch.
 type Log<'a> = BTreeMap<(&'a str, i64), BTreeMap<u64, &'a Event>>;
 
 /// A session from its join or add to its remove, leave or close.
 #[derive(Clone, Copy)]
 struct Span<'a> {
+    /// The first epoch of the space's life.
+    life: i64,
     begin: &'a Event,
     end: Option<&'a Event>,
 }
@@ -63,8 +69,10 @@ enum May {
 
 struct Checker<'a> {
     round: &'a Round,
-    /// Of each era.
+    /// Of each era, by line of history.
     logs: Vec<Log<'a>>,
+    /// The same by life.
+    lives: Vec<Log<'a>>,
     spans: Vec<BTreeMap<(&'a str, &'a Who), Vec<Span<'a>>>>,
     /// Up to when all that was decided in an era was heard.
     complete: Vec<i64>,
@@ -92,7 +100,7 @@ impl<'a> Roster<'a> {
     }
 
     /// Applies an event, if it fits. Returns the spans that it ends.
-    fn fold(&mut self, event: &'a Event) -> Result<Vec<Span<'a>>, String> {
+    fn fold(&mut self, life: i64, event: &'a Event) -> Result<Vec<Span<'a>>, String> {
         let (known, had) = (self.sessions.get(&event.who), self.sessions_of(&event.who.0));
         let fits = match event.kind.as_str() {
             "join" => had == 0,
@@ -126,11 +134,12 @@ impl<'a> Roster<'a> {
                     return Err("other metadata than it had".into());
                 }
                 let begin = self.sessions.remove(&event.who);
-                ended.extend(begin.map(|begin| Span { begin, end: Some(event) }));
+                ended.extend(begin.map(|begin| Span { life, begin, end: Some(event) }));
             }
             "close" => {
                 let sessions = std::mem::take(&mut self.sessions);
-                ended.extend(sessions.into_values().map(|begin| Span { begin, end: Some(event) }));
+                let end = Some(event);
+                ended.extend(sessions.into_values().map(|begin| Span { life, begin, end }));
             }
             _ => {}
         }
@@ -161,8 +170,8 @@ impl<'a> Checker<'a> {
                 ops.entry((op.era, space, who)).or_default().push(index);
             }
         }
-        let (logs, spans, complete) = (Vec::new(), Vec::new(), Vec::new());
-        Checker { round, logs, spans, complete, ops, ends, wrong: Vec::new() }
+        let (logs, lives, spans, complete) = Default::default();
+        Checker { round, logs, lives, spans, complete, ops, ends, wrong: Vec::new() }
     }
 
     fn wrong(&mut self, rule: &'static str, event: &Event, text: String) {
@@ -236,22 +245,96 @@ impl<'a> Checker<'a> {
                     self.wrong("one id, two events", event, format!("{} and", there.raw));
                 }
             }
-            let spans = self.fold_all(&log);
+            let lives = self.join_lines(&log);
+            let spans = self.fold_all(&lives);
             self.logs.push(log);
+            self.lives.push(lives);
             self.spans.push(spans);
         }
     }
 
+    /// A line that does not begin with 1 goes on where the line before it ends.
+    fn join_lines(&mut self, log: &Log<'a>) -> Log<'a> {
+        let mut lives: Log = BTreeMap::new();
+        for ((space, epoch), line) in log {
+            let begins = line.contains_key(&1);
+            let before = lives.range((*space, i64::MIN)..(*space, *epoch)).next_back();
+            let key = before.filter(|_| !begins).map_or((*space, *epoch), |(key, _)| *key);
+            let life = lives.entry(key).or_default();
+            for (seq, event) in line {
+                if let Some(there) = life.insert(*seq, event) {
+                    self.wrong("one seq in two lines", event, format!("{} and", there.raw));
+                }
+            }
+        }
+        lives
+    }
+
+    /// No id is ever given out twice, also where the first event that had it is lost.
+    fn ids(&mut self) {
+        let mut texts: BTreeMap<(&str, (i64, u64)), &Event> = BTreeMap::new();
+        let mut twice = Vec::new();
+        let logged = self.logs.iter().flat_map(BTreeMap::values).flat_map(BTreeMap::values);
+        let heard = self.round.streams.iter().flat_map(|stream| &stream.heard);
+        let heard = heard.filter_map(|heard| match heard {
+            Heard::Event { event, .. } => Some(&**event),
+            _ => None,
+        });
+        for event in logged.copied().chain(heard) {
+            let there = *texts.entry((&event.space, event.id())).or_insert(event);
+            if there.raw != event.raw {
+                twice.push((event, format!("{} and", there.raw)));
+            }
+        }
+        twice.into_iter().for_each(|(event, why)| self.wrong("an id given twice", event, why));
+    }
+
+    /// Who begins to decide begins a line of history with the first event in a space, and no other one after that.
+    fn lines(&mut self, era: usize) {
+        let start = &self.round.eras[era].start;
+        let began = self.round.eras[era].began.0;
+        let mut last: BTreeMap<&str, (i64, bool)> = BTreeMap::new();
+        let mut wrong = Vec::new();
+        // What the next one decides before its first reading, at the same process, is not this one's.
+        let next = self.round.eras.get(era + 1).filter(|next| next.loss == Loss::Nothing);
+        let until = next.map_or(i64::MAX, |next| next.began.0);
+        for event in self.decided(era).into_iter().filter(|event| event.at < until) {
+            let (epoch, is_due, may_begin) =
+                match (last.get(event.space.as_str()), start.get(&event.space)) {
+                    (Some((epoch, may_begin)), _) => (*epoch, false, *may_begin),
+                    (None, Some(read)) if read.id != (0, 0) => {
+                        // It may have decided something before it was read for the first time.
+                        let is_old = read.events.last().is_none_or(|event| event.at < began);
+                        (read.id.0, era > 0 && is_old, era > 0)
+                    }
+                    _ => (event.epoch, false, false),
+                };
+            let begins = event.epoch != epoch && event.seq > 1;
+            if is_due && event.epoch == epoch {
+                wrong.push(("no new line of history", event));
+            }
+            if begins && !may_begin {
+                wrong.push(("a line of history without a reason", event));
+            }
+            let may_begin = may_begin && !is_due && !begins && event.seq > 1;
+            last.insert(&event.space, (event.epoch, may_begin));
+        }
+        let how = &self.round.eras[era].how;
+        wrong
+            .into_iter()
+            .for_each(|(rule, event)| self.wrong(rule, event, format!("era {era}, {how}")));
+    }
+
     fn fold_all(&mut self, log: &Log<'a>) -> BTreeMap<(&'a str, &'a Who), Vec<Span<'a>>> {
         let mut spans: BTreeMap<_, Vec<Span>> = BTreeMap::new();
-        for ((space, _), life) in log {
+        for ((space, epoch), life) in log {
             let mut roster = Roster::default();
             for ((seq, event), expected) in life.iter().zip(1..) {
                 if *seq != expected {
                     self.wrong("a hole in the ids", event, format!("{expected} is missing"));
                     break;
                 }
-                match roster.fold(event) {
+                match roster.fold(*epoch, event) {
                     Ok(ended) => {
                         for span in ended {
                             spans.entry((*space, &span.begin.who)).or_default().push(span);
@@ -264,7 +347,8 @@ impl<'a> Checker<'a> {
                 }
             }
             for (who, begin) in roster.sessions {
-                spans.entry((*space, who)).or_default().push(Span { begin, end: None });
+                let span = Span { life: *epoch, begin, end: None };
+                spans.entry((*space, who)).or_default().push(span);
             }
         }
         spans
@@ -293,7 +377,7 @@ impl<'a> Checker<'a> {
                     }
                 };
                 if let Some((before, then)) = last.insert(&event.space, (event, arrived)) {
-                    let follows = event.epoch == before.epoch && event.seq == before.seq + 1
+                    let follows = event.epoch >= before.epoch && event.seq == before.seq + 1
                         || event.epoch > before.epoch && event.seq == 1;
                     let excused = self.round.full_syncs.iter().any(|(node, at)| {
                         *node == stream.node && (then - HEARING..=arrived + HEARING).contains(at)
@@ -329,18 +413,20 @@ impl<'a> Checker<'a> {
 
     /// A space begins anew only where somebody ended it.
     fn lives(&mut self, era: usize) {
-        let lives: Vec<_> = self.logs[era].iter().collect();
+        let lives: Vec<_> = self.lives[era].iter().collect();
         let mut vanished = Vec::new();
+        for ((_, epoch), line) in &self.logs[era] {
+            if let Some(first) = line.values().next().filter(|first| *epoch > first.at + HEARING) {
+                vanished.push((*first, "an epoch of the future".to_string()));
+            }
+        }
         for pair in lives.windows(2) {
-            let [((space, _), before), ((other, epoch), after)] = pair else { continue };
+            let [((space, _), before), ((other, _), after)] = pair else { continue };
             let (Some(last), Some(first)) = (before.values().last(), after.values().next()) else {
                 continue;
             };
             if space == other && !self.was_ended(space, last.at, first.at) {
                 vanished.push((*first, format!("after {}, and nobody ended the space", last.raw)));
-            }
-            if space == other && *epoch > first.at + HEARING {
-                vanished.push((*first, "an epoch of the future".to_string()));
             }
         }
         vanished
@@ -392,8 +478,9 @@ impl<'a> Checker<'a> {
             return May::Last { least: until, most: until, lingers: None };
         }
         let spans = self.spans[era].get(&(space, who));
+        let life = read.events.first().map_or(read.id.0, |event| event.epoch);
         let is_there = |span: &&Span| {
-            span.begin.epoch == read.id.0
+            span.life == life
                 && span.begin.seq <= read.id.1
                 && span.end.is_none_or(|end| end.seq > read.id.1)
         };
@@ -713,13 +800,14 @@ impl<'a> Checker<'a> {
     fn inherited_events(&mut self, era: usize, next: &Era, sure: i64) {
         let mut lost = Vec::new();
         for ((space, epoch), life) in &self.logs[era] {
-            let there = next.start.get(*space).map_or((0, 0), |read| read.id);
+            let read = next.start.get(*space);
+            let there = read.map_or((0, 0), |read| read.id);
+            let kept: BTreeSet<_> =
+                read.into_iter().flat_map(|read| &read.events).map(Event::id).collect();
             for event in life.values().filter(|event| event.at < sure) {
-                let survived = match there.0 {
-                    now if now == *epoch => event.seq <= there.1,
-                    now if now > *epoch || now == 0 => self.was_ended(space, event.at, i64::MAX),
-                    _ => false,
-                };
+                let may_end = there.0 == 0 || there.0 > *epoch;
+                let survived = kept.contains(&event.id())
+                    || may_end && self.was_ended(space, event.at, i64::MAX);
                 if !survived {
                     lost.push((*event, format!("era {}, {}, is at {there:?}", era + 1, next.how)));
                 }
@@ -799,15 +887,17 @@ impl<'a> Checker<'a> {
             at: read.sent,
         };
         let mut roster = Roster::default();
+        let mut epoch = 0;
         for (event, seq) in read.events.iter().zip(1..) {
-            if event.id() != (read.id.0, seq) {
+            if event.seq != seq || event.epoch < epoch {
                 return self.wrong.push(wrong(format!("{seq} is missing before {}", event.raw)));
             }
-            if let Err(why) = roster.fold(event) {
+            epoch = event.epoch;
+            if let Err(why) = roster.fold(0, event) {
                 return self.wrong.push(wrong(format!("{why}: {}", event.raw)));
             }
         }
-        if read.events.len() as u64 != read.id.1 {
+        if read.events.len() as u64 != read.id.1 || epoch != read.id.0 {
             return self.wrong.push(wrong("events are missing".into()));
         }
         let users: BTreeSet<_> = read.members.keys().map(|who| &who.0).collect();
@@ -844,6 +934,11 @@ impl<'a> Checker<'a> {
             let (space, user) = Default::default();
             self.wrong.push(Wrong { rule, text, space, user, at: 0 });
         }
+        for misled in &self.round.misled {
+            let (rule, text) = ("a follower that is misled", misled.clone());
+            let (space, user) = Default::default();
+            self.wrong.push(Wrong { rule, text, space, user, at: 0 });
+        }
         let of = |read: &SpaceRead| {
             (read.id, read.events.iter().map(|e| e.raw.clone()).collect::<Vec<_>>())
         };
@@ -874,7 +969,7 @@ impl<'a> Checker<'a> {
 /// Who is there after the events of a reading. What does not fit is told where the log is made.
 fn there(read: &SpaceRead) -> impl Iterator<Item = &Who> {
     let mut roster = Roster::default();
-    let _ = read.events.iter().try_for_each(|event| roster.fold(event).map(drop));
+    let _ = read.events.iter().try_for_each(|event| roster.fold(0, event).map(drop));
     roster.sessions.into_keys()
 }
 

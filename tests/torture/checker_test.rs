@@ -159,6 +159,11 @@ fn good() -> Round {
 /// The same, but at 100 the primary is killed and the replica, which has all but what came after event `had`, takes
 /// over. The grace lasts until 305, and everybody who is there leaves by it.
 fn taken_over(had: usize) -> Round {
+    taken_over_in(had, T + 306)
+}
+
+/// The same, with this epoch.
+fn taken_over_in(had: usize, line: i64) -> Round {
     let mut round = good();
     let before = &story()[..4];
     let there: &[(&str, &str, i64)] = match had {
@@ -170,12 +175,14 @@ fn taken_over(had: usize) -> Round {
     let graced: Vec<_> =
         there.iter().map(|(user, session, until)| (*user, *session, (*until).max(305))).collect();
     let mut after = kept.to_vec();
-    after.push(event(had as u64 + 1, 306, "leave", ("alice", ""), 1, &left(10, "timeout")));
+    let mut decide = |at, kind, who, users, more: &str| {
+        after.push(event_of(line, after.len() as u64 + 1, at, kind, who, users, more));
+    };
+    decide(306, "leave", ("alice", ""), 1, &left(10, "timeout"));
     if had == 3 {
-        after.push(event(5, 520, "remove", ("bob", ""), 1, &left(20, "timeout")));
+        decide(520, "remove", ("bob", ""), 1, &left(20, "timeout"));
     }
-    let last = after.len() as u64 + 1;
-    after.push(event(last, 530, "leave", ("bob", "a"), 0, &left(30, "timeout")));
+    decide(530, "leave", ("bob", "a"), 0, &left(30, "timeout"));
     let decided = &after[had..];
     round.ops.truncate(6);
     round.eras[0].ended = T + 100;
@@ -445,6 +452,31 @@ fn lives_that_begin_without_a_reason() {
     finds("a life without a reason", &round);
     round.ops.insert(7, op(&[], What::Wipe, 300, 301, Reply::Count(1)));
     finds_nothing(&round);
+}
+
+#[test]
+fn lines_of_history_that_are_wrong() {
+    // Who takes over goes on with the ids of the one before: with some that were lost, or with the next ones.
+    finds("an id given twice", &taken_over_in(3, T));
+    finds("no new line of history", &taken_over_in(3, T));
+    finds("no new line of history", &taken_over_in(4, T));
+    finds("a snapshot that is wrong", &taken_over_in(4, T - 1));
+    finds("a life without a reason", &taken_over_in(4, T + 2000));
+    // A new line although nobody else decides.
+    let mut events = story();
+    events[5] = event_of(T + 251, 6, 251, "leave", ("bob", "a"), 0, &left(30, "offline"));
+    finds("a line of history without a reason", &told(good(), &events));
+    // An id that is given twice by two who decide at the same time, and both are lost.
+    let mut round = good();
+    round.eras[0].loss = Loss::Tail;
+    for (stream, user) in ["carol", "dave"].into_iter().enumerate() {
+        let lost = event(7, 300, "join", (user, ""), 1, &joined(300));
+        round.streams[stream].heard.extend(heard(&[lost]).into_iter().skip(1));
+    }
+    finds("an id given twice", &round);
+    let mut round = good();
+    round.misled.push("it shows carol".into());
+    finds("a follower that is misled", &round);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A round as it is played, and the faults in it.
 
 use crate::clients::{self, Shared};
+use crate::followers::Follower;
 use crate::harness::*;
 use crate::nodes::{mark, offset, read_all, replication, wait, Node, Place, Recorder};
 use crate::observed::{Era, Loss, Op, Reading, Reply, Round, What, AWAY};
@@ -44,6 +45,8 @@ struct Cluster<'a> {
     plan: &'a Plan,
     shared: &'a Shared,
     nodes: Vec<Node>,
+    /// One for each node, until the spaces go away from their names.
+    followers: Vec<Follower>,
     /// Whom each replicates.
     upstream: Vec<Option<usize>>,
     primary: usize,
@@ -74,6 +77,7 @@ impl<'a> Cluster<'a> {
             plan,
             shared,
             nodes,
+            followers: Vec::new(),
             upstream,
             primary: 0,
             history: String::new(),
@@ -86,6 +90,8 @@ impl<'a> Cluster<'a> {
             .follow_all()
             .and_then(|()| cluster.settle())
             .and_then(|()| cluster.begin_era("start", (0, now_ms()), Loss::Nothing, None));
+        let ports = cluster.nodes.iter().map(|node| node.server.port).enumerate();
+        cluster.followers = ports.map(|(node, port)| Follower::start(node, port)).collect();
         began.unwrap_or_else(|e| panic!("{e}"));
         cluster
     }
@@ -409,9 +415,12 @@ impl<'a> Cluster<'a> {
         let began = now_ms();
         c.try_cmd("CLIENT PAUSE 60000 WRITE")?;
         let compared = self.digests(&mut c);
+        let mut followers = self.followers.iter().enumerate();
+        let followed = followers.try_for_each(|(node, f)| f.compare(&mut self.dial(node)));
         c.try_cmd("CLIENT UNPAUSE")?;
         self.held_up_since(began);
         self.round.digests.push(compared?);
+        followed?;
         Ok(())
     }
 
@@ -439,10 +448,21 @@ impl<'a> Cluster<'a> {
         Ok(())
     }
 
+    fn end_followers(&mut self) {
+        for follower in self.followers.drain(..) {
+            let (misled, counts) = follower.end();
+            self.round.misled.extend(misled);
+            let sums = self.round.followed.iter_mut().zip(counts);
+            sums.for_each(|(sum, count)| *sum += count);
+        }
+    }
+
     /// Waits until everybody has lapsed, and reads what there is in the end.
     fn wind_down(&mut self) -> Done {
         self.heal();
         self.settle()?;
+        self.compare()?;
+        self.end_followers();
         self.go_away()?;
         if self.plan.last_crash {
             self.await_replicas(&mut self.dial(self.primary))?;
@@ -479,6 +499,7 @@ impl<'a> Cluster<'a> {
     }
 
     fn finish(mut self) -> Round {
+        self.end_followers();
         let mut round = std::mem::take(&mut self.round);
         if let Some(era) = round.eras.last_mut() {
             era.ended = now_ms();

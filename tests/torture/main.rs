@@ -5,6 +5,7 @@
 //!
 //! - `plan`     what is done in a round: a pure function of the seed and the number of the round
 //! - `clients`  what clients do, and the reader
+//! - `followers` at each node one who believes what it hears and is told, and must not be misled
 //! - `nodes`    servers, who replicates whom, recorders of what is published
 //! - `proxy`    the network between primaries and replicas, which can be cut
 //! - `faults`   faults as they are done, and the round as a whole
@@ -24,6 +25,7 @@ mod checker;
 mod checker_test;
 mod clients;
 mod faults;
+mod followers;
 mod nodes;
 mod observed;
 mod plan;

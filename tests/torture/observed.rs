@@ -218,6 +218,10 @@ pub struct Round {
     pub finals: Vec<Reading>,
     /// Servers that died, lines of their logs, what did not come back.
     pub troubles: Vec<String>,
+    /// What a follower believed that was not so.
+    pub misled: Vec<String>,
+    /// How many events followers applied, snapshots they read, and questions had no gap.
+    pub followed: [usize; 3],
     /// What was done to the servers, for the report.
     pub faults: Vec<(i64, String)>,
 }

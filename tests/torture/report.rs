@@ -21,7 +21,7 @@ pub fn summary(plan: &Plan, round: &Round, took: Duration) -> String {
     let lossy = round.eras.iter().filter(|era| era.loss == Loss::Tail).count();
     format!(
         "round {}: {:?}, grace {} ms, aof {}; {} commands, {} events, {} faults, {} changes of who decides ({} by \
-         promotion), {} full syncs, {} glimpses, {} comparisons, {:.1} s",
+         promotion), {} full syncs, {} glimpses, {} comparisons, followers {:?}, {:.1} s",
         plan.round,
         plan.topology,
         plan.grace,
@@ -34,6 +34,7 @@ pub fn summary(plan: &Plan, round: &Round, took: Duration) -> String {
         round.full_syncs.len(),
         round.glimpses.len(),
         round.digests.len(),
+        round.followed,
         took.as_secs_f64()
     )
 }
