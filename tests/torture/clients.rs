@@ -100,6 +100,8 @@ pub fn run(plan: &Plan, number: usize, shared: &Shared) {
                 break;
             }
         }
+        // It may have gone on through reloads, each of which began an era.
+        least = client.era + 1;
     }
 }
 
