@@ -158,6 +158,19 @@ mod tests {
         assert_eq!(back.unwrap(), effects);
     }
 
+    /// What an older version wrote is read: a new effect never changes the number of another.
+    #[test]
+    fn effects_keep_their_numbers() {
+        for (number, effect) in samples().into_iter().enumerate() {
+            let bytes = batch(&[effect]);
+            // The version, the length, the effect.
+            assert_eq!((bytes[0], usize::from(bytes[2])), (1, number), "{effect:?}");
+        }
+        let begin = [1, 12, 0, 253, 0, 0, 0, 0, 1, 0, 0, 0, 7, 0];
+        let begin: Vec<Effect> = decode(&begin).map(Result::unwrap).collect();
+        assert_eq!(begin, [Effect::Begin { epoch: 1 << 32, seq: 7, closed_until: 0 }]);
+    }
+
     #[test]
     fn refuses_what_is_not_a_batch() {
         let first = |bytes: &[u8]| decode(bytes).find_map(Result::err);

@@ -920,3 +920,43 @@ fn metadata_of_a_session_that_ends_soon_moves_it_with_its_mark() {
     let swept = space.sweep(At { now: 1500, ..at }, &mut Silent, &mut || true);
     assert_eq!((swept.ended, swept.more, space.stored()), (20, false, (0, 0)));
 }
+
+/// A snapshot, or a stream of effects, whose lines of history cannot be.
+#[test]
+fn lines_that_cannot_be_are_refused() {
+    let begin = Effect::Begin { epoch: 50, seq: 20, closed_until: 0 };
+    let line = |epoch, first, last| Effect::PastLine { epoch, first, last };
+    let restored = |effects: &[Effect]| {
+        let mut space = Space::new(0);
+        effects.iter().try_for_each(|effect| space.restore(effect)).map(|()| space)
+    };
+    assert!(restored(&[begin, line(10, 1, 4), line(20, 5, 5), line(49, 6, 19)]).is_ok());
+    assert!(restored(&[begin, line(10, 17, 19)]).is_ok(), "those before it are forgotten");
+    for lines in [
+        &[line(10, 0, 4)][..],
+        &[line(10, 5, 4)],
+        &[line(10, 1, 20)],
+        &[line(50, 1, 4)],
+        &[line(MAX_ID_NUMBER + 1, 1, 4)],
+        &[line(10, 1, u64::MAX)],
+        &[line(10, 1, 4), line(20, 6, 7)],
+        &[line(10, 1, 4), line(20, 4, 7)],
+        &[line(20, 1, 4), line(20, 5, 7)],
+        &[line(20, 1, 4), line(10, 5, 7)],
+    ] {
+        assert!(restored(&[&[begin], lines].concat()).is_err(), "{lines:?}");
+    }
+    assert!(restored(&[begin, Effect::NewLine { epoch: 60 }]).is_err(), "no part of a snapshot");
+    for (epoch, seq) in [(MAX_ID_NUMBER + 1, 1), (1, MAX_ID_NUMBER + 1)] {
+        assert!(restored(&[Effect::Begin { epoch, seq, closed_until: 0 }]).is_err());
+    }
+    let mut space = restored(&[begin]).unwrap();
+    let mut retention = RETENTION;
+    for epoch in [0, 49, 50, MAX_ID_NUMBER + 1] {
+        let line = Effect::NewLine { epoch };
+        assert!(space.apply(b"s", &line, &mut retention, &mut Silent).is_err(), "{epoch}");
+    }
+    let line = Effect::NewLine { epoch: 51 };
+    assert_eq!(space.apply(b"s", &line, &mut retention, &mut Silent), Ok(()));
+    assert_eq!(space.last_id(), (51, 20));
+}

@@ -1196,3 +1196,83 @@ fn carried(internal: &[String]) -> Vec<Vec<Vec<u8>>> {
     }
     calls
 }
+
+/// A number as it stands in a batch of effects.
+fn varint(n: u64) -> Vec<u8> {
+    match n {
+        0..251 => vec![n as u8],
+        _ => [&[253], &n.to_le_bytes()[..]].concat(),
+    }
+}
+
+/// A payload whose space has this id and one event.
+fn forged(genuine: &[u8], epoch: u64, seq: u64) -> Vec<u8> {
+    let parts = Parts::of(genuine);
+    let Item::Text(batch) = &parts.items[0] else { panic!("no batch") };
+    // The version, then each effect behind its length: the first begins the space.
+    let (version, length) = (batch[0], usize::from(batch[1]));
+    let begin = [vec![0], varint(epoch), varint(seq), vec![0]].concat();
+    let length_of_begin = begin.len() as u8;
+    let batch = [&[version, length_of_begin], &begin[..], &batch[2 + length..]].concat();
+    seal(parts.with(0, Item::Text(batch)), genuine)
+}
+
+/// Ids go on from every number that RESTORE takes: no id is given twice, and what the server saves it can load.
+#[test]
+fn ids_of_the_far_future() {
+    const MOST: u64 = 1 << 52;
+    let server = Server::builder()
+        .config("presence.history-ttl-ms", "3600000")
+        .config("rdbcompression", "no")
+        .start();
+    let mut c = server.connect();
+    c.ok("PRESENCE.MESSAGE genuine a x");
+    let genuine = dump(&mut c, "genuine");
+    let message = |c: &mut Conn, space: &str| {
+        let (epoch, seq) = parse_id(&c.text(["PRESENCE.MESSAGE", space, "a", "x"]));
+        (epoch as u64, seq)
+    };
+    for (epoch, seq) in [
+        (MOST + 1, 1),
+        (1, MOST + 1),
+        (1 << 53, 1),
+        ((1 << 53) + 1, 1),
+        (1, (1 << 53) + 1),
+        (1 << 62, 1 << 62),
+        (u64::MAX, 1),
+        (1, u64::MAX),
+    ] {
+        let e = c.err(args!["RESTORE", "h", 0, forged(&genuine, epoch, seq)]);
+        assert!(e.contains("Bad data format"), "{epoch}-{seq}: {e}");
+    }
+    for (epoch, seq) in [(MOST, 1), (1, MOST), (MOST, MOST)] {
+        c.ok(args!["RESTORE", "h", 0, forged(&genuine, epoch, seq), "REPLACE"]);
+        let mut last = (epoch, seq);
+        for step in 0..12 {
+            match step {
+                3 | 8 => drop(c.ok("DEBUG RELOAD")),
+                5 => drop(c.ok("DEL h")),
+                6 => drop(c.ok("FLUSHALL")),
+                _ => {}
+            }
+            let id = message(&mut c, "h");
+            // A flush cannot know of each space what epoch it had.
+            assert!(id > last || step == 6, "{id:?} after {last:?}, step {step}");
+            last = id;
+        }
+        c.ok("DEL h");
+    }
+    // More names than are remembered one by one.
+    let restored: Vec<String> = (0..2500).map(|n| format!("h{n}")).collect();
+    for name in &restored {
+        c.ok(args!["RESTORE", name, 0, forged(&genuine, MOST, 1)]);
+        c.ok(["DEL", name]);
+    }
+    for name in &restored {
+        let id = message(&mut c, name);
+        assert!(id > (MOST, 1), "{name}: {id:?}");
+    }
+    c.ok("DEBUG RELOAD");
+    assert_eq!(c.int("DBSIZE"), restored.len() as i64);
+    c.ok("PRESENCE.MESSAGE h0 a x");
+}
