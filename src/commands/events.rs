@@ -76,8 +76,9 @@ impl Command for Events {
 /// Whether there is something to tell: events, or that some are missing, or that the space is not
 /// the one that was there when the client began to wait.
 pub fn has_news(space: Option<&SpaceRef>, wait: &Wait, now: u64) -> bool {
-    let is_of_life = |epoch| space.is_some_and(|space| space.has_line(epoch));
-    if wait.epoch.is_some_and(|epoch| !is_of_life(epoch)) {
+    // Another epoch is another space, or a new line of history, whose first event is news.
+    let epoch = space.map(|space| space.last_id().0);
+    if wait.epoch.is_some() && wait.epoch != epoch {
         return true;
     }
     let Some(space) = space else { return is_gone(wait) };

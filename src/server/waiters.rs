@@ -26,7 +26,7 @@ pub struct Wait {
     pub after: Option<(u64, u64)>,
     pub count: usize,
     /// The epoch of the space when it began to wait; none where there was no space. It is told
-    /// when that space is gone. A new line of history is no other space.
+    /// when that is over.
     pub epoch: Option<u64>,
 }
 

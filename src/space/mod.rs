@@ -288,11 +288,6 @@ impl Space {
         self.past_lines().last().map_or(1, |line| line.last.saturating_add(1))
     }
 
-    /// Whether the space has, or had in a past line that it knows, this epoch.
-    pub fn has_line(&self, epoch: u64) -> bool {
-        epoch == self.epoch || self.past_lines().iter().any(|line| line.epoch == epoch)
-    }
-
     /// The seq after which events are new to whoever has seen `id`, and whether that is certain:
     /// it is not where the id was not given out in a line of this space, as far as is known.
     fn position(&self, id: (u64, u64)) -> (u64, bool) {

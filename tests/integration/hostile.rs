@@ -1245,6 +1245,20 @@ fn ids_of_the_far_future() {
         let e = c.err(args!["RESTORE", "h", 0, forged(&genuine, epoch, seq)]);
         assert!(e.contains("Bad data format"), "{epoch}-{seq}: {e}");
     }
+    // More names than are remembered one by one.
+    let restored: Vec<String> = (0..2500).map(|n| format!("h{n}")).collect();
+    for name in &restored {
+        c.ok(args!["RESTORE", name, 0, forged(&genuine, MOST, 1)]);
+        c.ok(["DEL", name]);
+    }
+    for name in &restored {
+        let id = message(&mut c, name);
+        assert!(id > (MOST, 1), "{name}: {id:?}");
+    }
+    c.ok("DEBUG RELOAD");
+    assert_eq!(c.int("DBSIZE"), restored.len() as i64 + 1);
+    c.ok("PRESENCE.MESSAGE h0 a x");
+    c.ok("FLUSHALL");
     for (epoch, seq) in [(MOST, 1), (1, MOST), (MOST, MOST)] {
         c.ok(args!["RESTORE", "h", 0, forged(&genuine, epoch, seq), "REPLACE"]);
         let mut last = (epoch, seq);
@@ -1262,17 +1276,4 @@ fn ids_of_the_far_future() {
         }
         c.ok("DEL h");
     }
-    // More names than are remembered one by one.
-    let restored: Vec<String> = (0..2500).map(|n| format!("h{n}")).collect();
-    for name in &restored {
-        c.ok(args!["RESTORE", name, 0, forged(&genuine, MOST, 1)]);
-        c.ok(["DEL", name]);
-    }
-    for name in &restored {
-        let id = message(&mut c, name);
-        assert!(id > (MOST, 1), "{name}: {id:?}");
-    }
-    c.ok("DEBUG RELOAD");
-    assert_eq!(c.int("DBSIZE"), restored.len() as i64);
-    c.ok("PRESENCE.MESSAGE h0 a x");
 }
