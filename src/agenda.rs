@@ -6,41 +6,31 @@
 
 use crate::collections::{hash_of, Blocks, DueHeap, HashIndex, Positions};
 use crate::space::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// Ends the block of a space of the first table, as most are: there may be zeroes behind a block.
+/// Ends each block: there may be zeroes behind it.
 const END: u8 = 1;
-/// Ends that of a space of another table, whose number is in front of it.
-const END_WITH_TABLE: u8 = 2;
 
 /// Where in the order by time a space is filed.
 type Place = u32;
 
-/// A block each: a space's name and what tells its table.
+/// A block each: a space's name and [`END`].
 type Entries = Blocks<Place>;
 
+/// The name of a space and its position in the heap.
 struct Entry<'a> {
     filed: Place,
-    table: usize,
     name: &'a [u8],
 }
 
 impl<'a> Entry<'a> {
     fn of(block: &'a [u8], filed: Place) -> Option<Self> {
-        let end = block.iter().rposition(|byte| *byte != 0)?;
-        let (rest, end) = (block.get(..end)?, *block.get(end)?);
-        if end == END {
-            return Some(Entry { filed, table: 0, name: rest });
-        }
-        let (name, table) = rest.split_last_chunk()?;
-        Some(Entry { filed, table: u32::from_le_bytes(*table) as usize, name })
+        let end = block.iter().rposition(|byte| *byte == END)?;
+        Some(Entry { filed, name: block.get(..end)? })
     }
 
-    fn block(table: usize, name: &[u8]) -> Vec<u8> {
-        if table == 0 {
-            return [name, &[END]].concat();
-        }
-        [name, &(table as u32).to_le_bytes(), &[END_WITH_TABLE]].concat()
+    fn block(name: &[u8]) -> Vec<u8> {
+        [name, &[END]].concat()
     }
 }
 
@@ -60,88 +50,60 @@ fn name_hash(entries: &Entries, id: u32) -> u64 {
     entry(entries, id).map_or(0, |entry| hash_of(entry.name))
 }
 
-/// The spaces' names of one database. Databases can be swapped, so a table knows the number of
-/// its database, and not the other way round.
+/// The spaces of one database, ordered by when they are due. A database that is flushed gives its
+/// whole queue away at once, however many spaces are in it.
 #[derive(Default)]
-struct Table {
+pub struct DbQueue {
+    /// The number of the database. SWAPDB changes it.
     db: i32,
-    names: HashIndex,
-}
-
-/// How far a look at all spaces has come: along the hashes of the names of one table after the other,
-/// which are the same wherever entries move.
-struct Look {
-    table: usize,
-    /// From which hash on; none where there is nothing more in the table.
-    from: Option<u64>,
-    /// Names of the table that come before that.
-    ready: Vec<Box<[u8]>>,
-}
-
-/// Spaces by database and name, ordered by when they are due.
-#[derive(Default)]
-pub struct Agenda {
-    /// A removal changes the number of another.
+    /// A removal changes the number of another entry.
     entries: Entries,
+    names: HashIndex,
     order: DueHeap,
-    tables: Vec<Table>,
-    table_of: BTreeMap<i32, usize>,
-    /// Where spaces are still to be looked at.
-    look: Option<Look>,
+    /// The moment under which the queue stands in [`Agenda::heads`]; none while it is empty.
+    head: Option<Timestamp>,
 }
 
-impl Agenda {
+impl DbQueue {
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    fn table(&mut self, db: i32) -> usize {
-        *self.table_of.entry(db).or_insert_with(|| {
-            self.tables.push(Table { db, names: HashIndex::default() });
-            self.tables.len() - 1
-        })
+    fn find(&self, name: &[u8]) -> Option<u32> {
+        let is = |id| entry(&self.entries, id).is_some_and(|entry| entry.name == name);
+        self.names.find(hash_of(name), is)
     }
 
-    fn find(&self, table: usize, name: &[u8]) -> Option<u32> {
-        self.tables.get(table)?.names.find(hash_of(name), |id| {
-            entry(&self.entries, id).is_some_and(|entry| entry.name == name)
-        })
+    fn next_due(&self) -> Option<Timestamp> {
+        self.order.peek().map(|(due, _)| due)
     }
 
-    /// Files a space under the moment from which it may have something to do (unix ms).
-    pub fn schedule(&mut self, db: i32, name: &[u8], due: Timestamp) {
-        let table = self.table(db);
-        if let Some(id) = self.find(table, name) {
-            let Some(Entry { filed, .. }) = entry(&self.entries, id) else { return };
+    fn due_of(&self, id: u32) -> Option<Timestamp> {
+        self.order.due_at(entry(&self.entries, id)?.filed)
+    }
+
+    /// Returns true if the space is a new entry.
+    fn schedule(&mut self, name: &[u8], due: Timestamp) -> bool {
+        if let Some(id) = self.find(name) {
+            let Some(Entry { filed, .. }) = entry(&self.entries, id) else { return false };
             if self.order.due_at(filed) != Some(due) {
                 self.order.refile(filed, due, &mut self.entries);
             }
-            return;
+            return false;
         }
-        let id = self.entries.insert(&Entry::block(table, name), 0);
+        let id = self.entries.insert(&Entry::block(name), 0);
         let entries = &self.entries;
-        if let Some(table) = self.tables.get_mut(table) {
-            table.names.insert(hash_of(name), id, |other| name_hash(entries, other));
-        }
+        self.names.insert(hash_of(name), id, |other| name_hash(entries, other));
         self.order.push(due, id, &mut self.entries);
-    }
-
-    /// Takes a space off; one that is not there is no error.
-    pub fn forget(&mut self, db: i32, name: &[u8]) {
-        let Some(&table) = self.table_of.get(&db) else { return };
-        if let Some(id) = self.find(table, name) {
-            self.remove(id);
-        }
+        true
     }
 
     fn remove(&mut self, id: u32) {
-        let Some(Entry { filed, table, .. }) = entry(&self.entries, id) else { return };
+        let Some(Entry { filed, .. }) = entry(&self.entries, id) else { return };
         let hash = name_hash(&self.entries, id);
         self.order.remove(filed, &mut self.entries);
         let entries = &self.entries;
-        if let Some(table) = self.tables.get_mut(table) {
-            table.names.remove(hash, |other| other == id, |other| name_hash(entries, other));
-        }
+        self.names.remove(hash, |other| other == id, |other| name_hash(entries, other));
         if let Some(moved) = self.entries.remove(id) {
             self.renumber(moved, id);
         }
@@ -149,56 +111,138 @@ impl Agenda {
 
     /// The space that had the number `old` has the number `new`: tells all who know it.
     fn renumber(&mut self, old: u32, new: u32) {
-        let Some(Entry { filed, table, .. }) = entry(&self.entries, new) else { return };
+        let Some(Entry { filed, .. }) = entry(&self.entries, new) else { return };
         self.order.rename(filed, new, &mut self.entries);
-        if let Some(table) = self.tables.get_mut(table) {
-            table.names.replace(name_hash(&self.entries, new), old, new);
+        self.names.replace(name_hash(&self.entries, new), old, new);
+    }
+
+    /// The moment at which the entry is due, and its name.
+    fn at(&self, id: u32) -> Option<(Timestamp, i32, &[u8])> {
+        let entry = entry(&self.entries, id)?;
+        Some((self.order.due_at(entry.filed)?, self.db, entry.name))
+    }
+
+    fn heap_bytes(&self) -> usize {
+        self.entries.heap_bytes() + self.order.heap_bytes() + self.names.heap_bytes()
+    }
+}
+
+/// How far a look at all spaces has come: along the hashes of the names of one queue after the other,
+/// which are the same wherever entries move.
+struct Look {
+    queue: usize,
+    /// From which hash on; none where there is nothing more in the queue.
+    from: Option<u64>,
+    /// Names of the queue that come before that.
+    ready: Vec<Box<[u8]>>,
+}
+
+/// Spaces by database and name, ordered by when they are due.
+#[derive(Default)]
+pub struct Agenda {
+    /// A queue per database. Databases can be swapped, so a queue knows the number of its database.
+    queues: Vec<DbQueue>,
+    queue_of: BTreeMap<i32, usize>,
+    /// The queues that are not empty, by the moment at which their first space is due.
+    heads: BTreeSet<(Timestamp, usize)>,
+    /// Entries of all queues.
+    len: usize,
+    /// Where spaces are still to be looked at.
+    look: Option<Look>,
+}
+
+impl Agenda {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    fn queue(&mut self, db: i32) -> usize {
+        *self.queue_of.entry(db).or_insert_with(|| {
+            self.queues.push(DbQueue { db, ..DbQueue::default() });
+            self.queues.len() - 1
+        })
+    }
+
+    fn queue_at(&self, db: i32) -> Option<&DbQueue> {
+        self.queues.get(*self.queue_of.get(&db)?)
+    }
+
+    /// Brings [`Self::heads`] up to date with a queue that has changed.
+    fn update_head(&mut self, at: usize) {
+        let Some(queue) = self.queues.get_mut(at) else { return };
+        let (old, new) = (queue.head, queue.next_due());
+        if old == new {
+            return;
+        }
+        queue.head = new;
+        if let Some(old) = old {
+            self.heads.remove(&(old, at));
+        }
+        if let Some(new) = new {
+            self.heads.insert((new, at));
         }
     }
 
-    /// The spaces of a table with their numbers, the lowest first.
-    fn of_table(&self, table: usize) -> impl Iterator<Item = (u32, Entry<'_>)> {
-        let entries = self.entries.iter();
-        let entries = entries.filter_map(|(id, name, place)| Some((id, Entry::of(name, *place)?)));
-        entries.filter(move |(_, entry)| entry.table == table)
-    }
-
-    /// Whether no other database than this has spaces.
-    pub fn is_only(&self, db: i32) -> bool {
-        let of_db = self.table_of.get(&db).and_then(|table| self.tables.get(*table));
-        of_db.map_or(0, |table| table.names.len()) == self.entries.len()
-    }
-
-    /// Takes off all spaces of a database.
-    pub fn forget_db(&mut self, db: i32) {
-        let Some(&table) = self.table_of.get(&db) else { return };
-        let ids: Vec<u32> = self.of_table(table).map(|(id, _)| id).collect();
-        // From the last on: what a removal moves has a higher number.
-        for id in ids.into_iter().rev() {
-            self.remove(id);
+    /// Files a space under the moment from which it may have something to do (unix ms).
+    pub fn schedule(&mut self, db: i32, name: &[u8], due: Timestamp) {
+        let at = self.queue(db);
+        if let Some(queue) = self.queues.get_mut(at) {
+            self.len += usize::from(queue.schedule(name, due));
         }
+        self.update_head(at);
+    }
+
+    /// Takes a space off; one that is not there is no error.
+    pub fn forget(&mut self, db: i32, name: &[u8]) {
+        let Some(&at) = self.queue_of.get(&db) else { return };
+        let Some(queue) = self.queues.get_mut(at) else { return };
+        let Some(id) = queue.find(name) else { return };
+        queue.remove(id);
+        self.len -= 1;
+        self.update_head(at);
+    }
+
+    /// The moment under which a space is filed.
+    pub fn due_of(&self, db: i32, name: &[u8]) -> Option<Timestamp> {
+        let queue = self.queue_at(db)?;
+        queue.due_of(queue.find(name)?)
+    }
+
+    /// Takes off all spaces of a database, in constant time. Freeing what is returned takes longer.
+    pub fn forget_db(&mut self, db: i32) -> Option<DbQueue> {
+        let &at = self.queue_of.get(&db)?;
+        let queue = self.queues.get_mut(at)?;
+        let head = queue.head.take();
+        let gone = std::mem::replace(queue, DbQueue { db, ..DbQueue::default() });
+        self.len -= gone.len();
+        if let Some(head) = head {
+            self.heads.remove(&(head, at));
+        }
+        Some(gone)
     }
 
     /// The names of all spaces of a database.
     pub fn names(&self, db: i32) -> Vec<Box<[u8]>> {
-        let Some(&table) = self.table_of.get(&db) else { return Vec::new() };
-        self.of_table(table).map(|(_, entry)| entry.name.into()).collect()
+        let entries = self.queue_at(db).into_iter().flat_map(|queue| queue.entries.iter());
+        entries
+            .filter_map(|(_, block, filed)| Some(Entry::of(block, *filed)?.name.into()))
+            .collect()
     }
 
     /// Two databases have changed their numbers.
     pub fn swap_dbs(&mut self, a: i32, b: i32) {
-        let (of_a, of_b) = (self.table(a), self.table(b));
-        for (table, db) in [(of_a, b), (of_b, a)] {
-            self.table_of.insert(db, table);
-            if let Some(table) = self.tables.get_mut(table) {
-                table.db = db;
+        let (of_a, of_b) = (self.queue(a), self.queue(b));
+        for (queue, db) in [(of_a, b), (of_b, a)] {
+            self.queue_of.insert(db, queue);
+            if let Some(queue) = self.queues.get_mut(queue) {
+                queue.db = db;
             }
         }
     }
 
     /// Every space is to be looked at once, whenever it is due: see [`Agenda::next_look`].
     pub fn look_at_all(&mut self) {
-        self.look = Some(Look { table: 0, from: Some(0), ready: Vec::new() });
+        self.look = Some(Look { queue: 0, from: Some(0), ready: Vec::new() });
     }
 
     /// Whether there are spaces to be looked at.
@@ -206,23 +250,21 @@ impl Agenda {
         self.look.is_some()
     }
 
-    /// The number of the next space that is to be looked at.
-    fn next_to_look_at(&mut self) -> Option<u32> {
+    /// The queue and the number of the next space that is to be looked at.
+    fn next_to_look_at(&mut self) -> Option<(usize, u32)> {
         loop {
             let look = self.look.as_mut()?;
             while let Some(name) = look.ready.pop() {
-                let names = &self.tables.get(look.table)?.names;
-                let is = |id| entry(&self.entries, id).is_some_and(|entry| *entry.name == *name);
-                if let Some(id) = names.find(hash_of(&name), is) {
-                    return Some(id);
+                if let Some(id) = self.queues.get(look.queue)?.find(&name) {
+                    return Some((look.queue, id));
                 }
             }
-            match (self.tables.get(look.table), look.from) {
+            match (self.queues.get(look.queue), look.from) {
                 (None, _) => self.look = None,
-                (Some(_), None) => (look.table, look.from) = (look.table + 1, Some(0)),
-                (Some(table), Some(from)) => {
-                    let (found, next) = table.names.next(from, |id| name_hash(&self.entries, id));
-                    let found = found.iter().filter_map(|(_, id)| entry(&self.entries, *id));
+                (Some(_), None) => (look.queue, look.from) = (look.queue + 1, Some(0)),
+                (Some(queue), Some(from)) => {
+                    let (found, next) = queue.names.next(from, |id| name_hash(&queue.entries, id));
+                    let found = found.iter().filter_map(|(_, id)| entry(&queue.entries, *id));
                     look.ready = found.map(|entry| entry.name.into()).collect();
                     look.from = next;
                 }
@@ -232,35 +274,39 @@ impl Agenda {
 
     /// The next space that is to be looked at: when it is due, its database, its name.
     pub fn next_look(&mut self) -> Option<(Timestamp, i32, &[u8])> {
-        let id = self.next_to_look_at()?;
-        let entry = entry(&self.entries, id)?;
-        let due = self.order.due_at(entry.filed)?;
-        Some((due, self.tables.get(entry.table)?.db, entry.name))
+        let (queue, id) = self.next_to_look_at()?;
+        self.queues.get(queue)?.at(id)
     }
 
     /// The moment at which the first space is due.
     pub fn next_due(&self) -> Option<Timestamp> {
-        self.order.peek().map(|(due, _)| due)
+        self.heads.first().map(|(due, _)| *due)
     }
 
     /// The space that is due first: since when, in which database, its name.
     pub fn first(&self) -> Option<(Timestamp, i32, &[u8])> {
-        let (due, id) = self.order.peek()?;
-        let entry = entry(&self.entries, id)?;
-        Some((due, self.tables.get(entry.table)?.db, entry.name))
+        let (_, at) = self.heads.first()?;
+        let queue = self.queues.get(*at)?;
+        let (_, id) = queue.order.peek()?;
+        queue.at(id)
     }
 
-    /// How many spaces are due at `now`.
-    pub fn backlog(&self, now: Timestamp) -> usize {
+    /// How many spaces are due at `now`; `limit` if there are that many or more.
+    pub fn backlog(&self, now: Timestamp, limit: usize) -> usize {
         let mut due = 0;
-        self.order.for_each_due(now, |_| due += 1);
+        for (_, at) in self.heads.iter().take_while(|(head, _)| *head <= now) {
+            let left = limit.saturating_sub(due);
+            due += self.queues.get(*at).map_or(0, |queue| queue.order.count_due(now, left));
+            if due >= limit {
+                break;
+            }
+        }
         due
     }
 
     /// Bytes on the heap, estimated.
     pub fn heap_bytes(&self) -> usize {
-        let names: usize = self.tables.iter().map(|table| table.names.heap_bytes()).sum();
-        self.entries.heap_bytes() + self.order.heap_bytes() + names
+        self.queues.iter().map(DbQueue::heap_bytes).sum()
     }
 }
 
@@ -268,7 +314,6 @@ impl Agenda {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeSet;
 
     #[derive(Clone, Debug)]
     enum Op {
@@ -314,7 +359,8 @@ mod tests {
                         model.remove(&(db, number));
                     }
                     Op::ForgetDb(db) => {
-                        agenda.forget_db(db);
+                        let gone = agenda.forget_db(db).map_or(0, |gone| gone.len());
+                        prop_assert_eq!(gone, model.keys().filter(|(of, _)| *of == db).count());
                         model.retain(|(other, _), _| *other != db);
                     }
                     Op::Swap(a, b) => {
@@ -342,7 +388,13 @@ mod tests {
                 waiting.retain(|key| model.contains_key(key));
                 prop_assert_eq!(agenda.len(), model.len());
                 prop_assert_eq!(agenda.next_due(), model.values().min().copied());
-                prop_assert_eq!(agenda.backlog(500), model.values().filter(|due| **due <= 500).count());
+                let due = model.values().filter(|due| **due <= 500).count();
+                prop_assert_eq!(agenda.backlog(500, usize::MAX), due);
+                prop_assert_eq!(agenda.backlog(500, 5), due.min(5));
+                for number in 0..3 {
+                    let expected = model.get(&(0, number)).copied();
+                    prop_assert_eq!(agenda.due_of(0, &name(number)), expected);
+                }
             }
             for db in 0..3 {
                 let names = agenda.names(db);
@@ -365,6 +417,22 @@ mod tests {
             }
             prop_assert!(model.is_empty());
         }
+    }
+
+    /// A swap, and a flush, keep the order over all databases.
+    #[test]
+    fn a_database_is_forgotten_whole() {
+        let mut agenda = Agenda::default();
+        for n in 0..1000u64 {
+            agenda.schedule((n % 3) as i32, format!("space{n}").as_bytes(), n);
+        }
+        agenda.swap_dbs(0, 1);
+        assert_eq!(agenda.forget_db(1).map(|gone| gone.len()), Some(334));
+        assert_eq!((agenda.len(), agenda.names(1).len(), agenda.next_due()), (666, 0, Some(1)));
+        assert_eq!(agenda.first(), Some((1, 0, &b"space1"[..])));
+        agenda.schedule(1, b"again", 0);
+        assert_eq!(agenda.first(), Some((0, 1, &b"again"[..])));
+        assert_eq!(agenda.forget_db(7).map(|gone| gone.len()), None);
     }
 
     #[test]

@@ -51,6 +51,7 @@ pub struct HashIndex {
 }
 
 impl HashIndex {
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.len
     }

@@ -80,8 +80,14 @@ pub fn first_due(now: u64) -> Option<(u64, i32, Vec<u8>)> {
     })
 }
 
-pub fn backlog(now: u64) -> usize {
-    with(|state| state.current.backlog(now))
+/// How many spaces are due; `limit` if there are that many or more.
+pub fn backlog(now: u64, limit: usize) -> usize {
+    with(|state| state.current.backlog(now, limit))
+}
+
+/// Whether a space is filed.
+pub fn has(db: i32, name: &[u8]) -> bool {
+    with(|state| state.current.due_of(db, name).is_some())
 }
 
 /// How many spaces are filed and an estimate of the bytes that takes.
@@ -92,18 +98,32 @@ pub fn size() -> (usize, usize) {
 /// A database was emptied, or all of them.
 pub fn flushed(db: Option<i32>) {
     let latest = LATEST_EPOCH.get();
-    let gone = with(|state| {
-        forget_names(state, latest);
-        match db {
-            Some(db) if !state.current.is_only(db) => {
-                state.current.forget_db(db);
-                None
+    match db {
+        Some(db) => {
+            let gone = with(|state| {
+                forget_names(state, latest);
+                state.current.forget_db(db)
+            });
+            if let Some(gone) = gone {
+                let names = gone.len();
+                free(gone, names);
             }
-            _ => Some(std::mem::take(&mut state.current)),
         }
-    });
-    if let Some(gone) = gone.filter(|gone| gone.len() >= FREED_HERE) {
-        // Many names take their time. If no thread can be had, they are freed here.
+        None => {
+            let gone = with(|state| {
+                forget_names(state, latest);
+                std::mem::take(&mut state.current)
+            });
+            let names = gone.len();
+            free(gone, names);
+        }
+    }
+}
+
+/// Frees so many names. Many take their time: another thread does it.
+fn free<T: Send + 'static>(gone: T, names: usize) {
+    if names >= FREED_HERE {
+        // If no thread can be had, the closure is dropped here, and the names with it.
         let _ = std::thread::Builder::new().spawn(move || drop(gone));
     }
 }

@@ -34,16 +34,30 @@ impl Wait {
     pub fn from(&self) -> (u64, u64) {
         self.after.unwrap_or((0, 0))
     }
+
+    fn group(&self) -> Group {
+        (self.epoch, self.after)
+    }
 }
 
 /// A handle's address, as a name for it.
 type Handle = usize;
 type Place = (i32, Vec<u8>);
 
+/// The epoch of the space when the client began to wait, and the id after which it wants events.
+/// Whether there is news depends on nothing else, so one check decides for all clients of a group.
+type Group = (Option<u64>, Option<(u64, u64)>);
+
+/// The clients that wait for one space, by group.
+///
+/// After an event there is news for every group that has an id. So the groups that are checked in
+/// vain are few, however many clients wait: those without an id, one per epoch.
+type Waiting = BTreeMap<Group, BTreeMap<Handle, Box<Wait>>>;
+
 #[derive(Default)]
 struct Waiters {
-    at: BTreeMap<Place, BTreeMap<Handle, Box<Wait>>>,
-    place_of: BTreeMap<Handle, Place>,
+    at: BTreeMap<Place, Waiting>,
+    place_of: BTreeMap<Handle, (Place, Group)>,
     /// Where something has happened since the server last slept.
     marked: BTreeSet<Place>,
     subscribed: bool,
@@ -77,8 +91,10 @@ pub fn wait(ctx: Context, name: Arg<'_>, wait: Wait, block: i64) -> Result<(), W
     };
     let place = (ctx.db(), name.bytes().to_vec());
     let subscribe = WAITERS.with_borrow_mut(|waiters| {
-        waiters.place_of.insert(handle, place.clone());
-        waiters.at.entry(place).or_default().insert(handle, Box::new(wait));
+        let group = wait.group();
+        waiters.place_of.insert(handle, (place.clone(), group));
+        let waiting = waiters.at.entry(place).or_default();
+        waiting.entry(group).or_default().insert(handle, Box::new(wait));
         !std::mem::replace(&mut waiters.subscribed, true)
     });
     if subscribe {
@@ -146,17 +162,20 @@ unsafe extern "C" fn before_sleep(
         let space = SpaceRef::open(ctx, name.as_arg(), &clock);
         let now = clock.now();
         let served = WAITERS.with_borrow_mut(|waiters| {
-            let Some(list) = waiters.at.remove(&place) else { return Vec::new() };
-            let (served, waiting): (BTreeMap<_, _>, BTreeMap<_, _>) =
-                list.into_iter().partition(|(_, wait)| match &space {
-                    Ok(space) => events_has_news(space.as_ref(), wait, now),
-                    // Something else is at the key: an error to be told.
+            let Some(waiting) = waiters.at.remove(&place) else { return Vec::new() };
+            let (with_news, waiting): (Waiting, Waiting) =
+                waiting.into_iter().partition(|(_, clients)| match &space {
+                    Ok(space) => {
+                        let wait = clients.first_key_value();
+                        wait.is_none_or(|(_, wait)| events_has_news(space.as_ref(), wait, now))
+                    }
+                    // Another type is at the key: the client gets an error.
                     Err(_) => true,
                 });
             if !waiting.is_empty() {
                 waiters.at.insert(place.clone(), waiting);
             }
-            let served: Vec<(Handle, Box<Wait>)> = served.into_iter().collect();
+            let served: Vec<(Handle, Box<Wait>)> = with_news.into_values().flatten().collect();
             for (handle, _) in &served {
                 waiters.place_of.remove(handle);
             }
@@ -177,10 +196,14 @@ fn go_on(handle: Handle, wait: Box<Wait>) {
 /// Takes a handle out with which the server goes on by itself.
 fn take_out(handle: *mut raw::RedisModuleBlockedClient) -> Option<Box<Wait>> {
     WAITERS.with_borrow_mut(|waiters| {
-        let place = waiters.place_of.remove(&(handle as Handle))?;
-        let list = waiters.at.get_mut(&place)?;
-        let wait = list.remove(&(handle as Handle));
-        if list.is_empty() {
+        let (place, group) = waiters.place_of.remove(&(handle as Handle))?;
+        let waiting = waiters.at.get_mut(&place)?;
+        let clients = waiting.get_mut(&group)?;
+        let wait = clients.remove(&(handle as Handle));
+        if clients.is_empty() {
+            waiting.remove(&group);
+        }
+        if waiting.is_empty() {
             waiters.at.remove(&place);
         }
         wait
