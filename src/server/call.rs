@@ -16,10 +16,10 @@ pub struct Call<'a> {
 
 impl<'a> Call<'a> {
     pub fn new(ctx: Context, argv: &'a [Arg<'a>]) -> Self {
-        Call { ctx, clock: Clock::default(), argv }
+        Call { ctx, clock: Clock::of_command(ctx), argv }
     }
 
-    /// Unix time (ms): one moment a command, at which everything happens that it does.
+    /// Unix time (ms): one moment per command, per transaction and per script.
     pub fn now(&self) -> u64 {
         self.clock.now()
     }

@@ -61,7 +61,7 @@ impl Context {
     }
 
     fn flags(self) -> u32 {
-        // SAFETY: the context is that of the call going on.
+        // SAFETY: the context is that of the call going on, or none, for what is known of the server.
         unsafe { api!(RedisModule_GetContextFlags(self.0)) as u32 }
     }
 
@@ -94,6 +94,17 @@ impl Context {
             | raw::REDISMODULE_CTX_FLAGS_MULTI
             | raw::REDISMODULE_CTX_FLAGS_LUA;
         self.flags() & denied != 0
+    }
+
+    /// Whether the command is part of a transaction or of a script.
+    pub fn is_in_unit(self) -> bool {
+        let parts = raw::REDISMODULE_CTX_FLAGS_MULTI | raw::REDISMODULE_CTX_FLAGS_LUA;
+        self.flags() & parts != 0
+    }
+
+    /// Whether the server runs a script or a function at present.
+    pub fn is_script_running() -> bool {
+        Context(std::ptr::null_mut()).flags() & raw::REDISMODULE_CTX_FLAGS_LUA != 0
     }
 
     /// Whether the server takes something new into this space, as far as memory is concerned.

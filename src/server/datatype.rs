@@ -257,7 +257,8 @@ unsafe extern "C" fn unlink(ctx: *mut raw::RedisModuleKeyOptCtx, value: *const c
     waiters::wake(db, name);
     arrivals::left(db, name);
     let (epoch, _) = held(value).space.last_id();
-    let now = super::key::server_time();
+    // Inside a transaction or script, a new space can begin at the moment at which that began.
+    let now = super::clock::earliest();
     agenda::epoch_ended(db, name, epoch, now);
 }
 

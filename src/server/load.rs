@@ -1,7 +1,7 @@
 //! What happens when the module is loaded, apart from what the crate's macro does.
 
 use super::context::Context;
-use super::{arrivals, command, core_commands, datatype, events, info, listeners, settings};
+use super::{arrivals, clock, command, core_commands, datatype, events, info, listeners, settings};
 use crate::commands;
 use redis_module::{raw, RedisString, Status};
 use std::ffi::{c_int, c_void};
@@ -75,6 +75,9 @@ pub fn init(crate_ctx: &redis_module::Context, _args: &[RedisString]) -> Status 
     let Some(told_by_events) = arrivals::prepare(ctx, is_valkey()) else {
         return refused("RENAME and MOVE cannot be listened to");
     };
+    if !clock::watch(ctx) {
+        return refused("transactions and scripts cannot be noticed");
+    }
     if !events::subscribe(ctx, told_by_events) {
         return refused("the server's events cannot be subscribed to");
     }

@@ -45,6 +45,11 @@ thread_local! {
     static IN_TIMER: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Whether the timer's callback runs.
+pub fn is_in_timer() -> bool {
+    IN_TIMER.get()
+}
+
 /// Sees to it that the timer runs when the first space is due.
 pub fn arm(ctx: Context, now: u64) {
     if IN_TIMER.get() {
@@ -66,7 +71,8 @@ fn arm_for(ctx: Context, now: u64, due: u64) {
         // SAFETY: the id is of a timer that has not run: `tick` clears it first of all.
         unsafe { api!(RedisModule_StopTimer(ctx.raw(), id, std::ptr::null_mut())) };
     }
-    let wait = due.saturating_sub(now) as i64;
+    // `now` may be the moment at which a long script began.
+    let wait = due.saturating_sub(ctx.now()) as i64;
     // SAFETY: the callback is a plain function that lives as long as the module.
     let id =
         unsafe { api!(RedisModule_CreateTimer(ctx.raw(), wait, Some(tick), std::ptr::null_mut())) };

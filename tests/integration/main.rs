@@ -31,3 +31,4 @@ mod replies;
 mod scripts;
 mod stream;
 mod tour;
+mod transactions;
