@@ -5,6 +5,7 @@ use super::core_commands::{self, DEL, PUBLISH, SPUBLISH, UNLINK};
 use super::settings::ChannelMode;
 use redis_module::raw;
 use std::ffi::{c_int, CStr};
+use std::io::ErrorKind;
 
 /// The server's context of one call. It lives as long as that call, and is not kept.
 #[derive(Clone, Copy)]
@@ -252,14 +253,20 @@ impl Context {
         unsafe { api!(RedisModule_ReplicateVerbatim(self.0)) };
     }
 
-    /// Calls a command of one key, with its effects going to replicas and the AOF. False where it
-    /// replied with an error.
-    pub fn call_on_key(self, command: &CStr, key: Arg<'_>) -> bool {
+    /// Calls a command of one key, with its effects going to replicas and the AOF.
+    pub fn call_on_key(self, command: &CStr, key: Arg<'_>) -> Called {
         // SAFETY: the format names a string of the server that lives through the call; the reply
         // is freed.
         unsafe {
             let reply = api!(RedisModule_Call(self.0, command.as_ptr(), c"!s".as_ptr(), key.raw()));
-            free_reply(reply)
+            // The server says why it refuses a call by `errno`.
+            let error = std::io::Error::last_os_error().kind();
+            let was_refused = reply.is_null();
+            match free_reply(reply) {
+                true => Called::Done,
+                false if was_refused && CLUSTER_IS_DOWN.contains(&error) => Called::ClusterDown,
+                false => Called::Refused,
+            }
         }
     }
 
@@ -371,6 +378,19 @@ impl Context {
         unsafe { api!(RedisModule_SignalModifiedKey(self.0, key.raw())) };
     }
 }
+
+/// What became of a call of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Called {
+    Done,
+    /// Not for this key, at present.
+    Refused,
+    /// Not for any key, as the cluster is down.
+    ClusterDown,
+}
+
+/// What `RM_Call` sets `errno` to if the cluster is down: for all commands, and for those that write.
+const CLUSTER_IS_DOWN: [ErrorKind; 2] = [ErrorKind::NetworkDown, ErrorKind::ReadOnlyFilesystem];
 
 /// # Safety
 /// `reply` comes from `RM_Call` and is not used afterwards.

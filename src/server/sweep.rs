@@ -7,7 +7,7 @@
 
 use super::args::Arg;
 use super::clock::Clock;
-use super::context::{Context, OwnedString};
+use super::context::{Called, Context, OwnedString};
 use super::key::SpaceKey;
 use super::{agenda, arrivals, settings, stats, waiters};
 use crate::space::{At, Swept};
@@ -27,6 +27,12 @@ const LARGEST_GROUP: usize = 64;
 const RETRY_MS: u64 = 10;
 /// A key that cannot be got at is asked for again after so many ms.
 const ASK_AGAIN_MS: u64 = 200;
+/// Of the keys that were refused, so many are asked for again in [`REFUSED_STEP_MS`]: keys of slots that
+/// are not ours for long must not take the server's time, however many they are.
+const REFUSED_PER_STEP: u32 = 40;
+const REFUSED_STEP_MS: u64 = 10;
+/// None is put off for longer than this (ms).
+const LONGEST_REFUSED_MS: u64 = 60_000;
 /// While all spaces are looked at, a slice of that is done so often (ms).
 const LOOK_MS: u64 = 1;
 /// A replica tidies up so often, at most (ms).
@@ -41,6 +47,10 @@ thread_local! {
     static SLICE_ENDS: Cell<Option<Instant>> = const { Cell::new(None) };
     /// So many it is at present: what an event costs depends on who listens.
     static GROUP: Cell<usize> = const { Cell::new(1) };
+    /// While the cluster is down, no key can be got at until then.
+    static DOWN_UNTIL: Cell<u64> = const { Cell::new(0) };
+    /// For when the key that was refused last is filed, and how many are filed for that moment.
+    static REFUSED: Cell<(u64, u32)> = const { Cell::new((0, 0)) };
     /// Set while the timer's callback runs, which arms the timer itself when it is done.
     static IN_TIMER: Cell<bool> = const { Cell::new(false) };
 }
@@ -57,7 +67,7 @@ pub fn arm(ctx: Context, now: u64) {
     }
     let look = agenda::has_looks().then_some(now);
     if let Some(due) = agenda::next_due().into_iter().chain(look).min() {
-        arm_for(ctx, now, due);
+        arm_for(ctx, now, due.max(rest_until(now)));
     }
 }
 
@@ -89,13 +99,42 @@ unsafe extern "C" fn tick(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
         slice(ctx, tidy_first).map(|due| due.max(ctx.now() + RETRY_MS))
     } else if ctx.is_paused() {
         slice(ctx, tidy_first).map(|_| ctx.now() + RETRY_MS)
+    } else if rest_until(ctx.now()) > 0 {
+        agenda::next_due()
     } else {
         slice(ctx, sweep_first)
     };
     IN_TIMER.set(false);
     if let Some(due) = next {
-        arm_for(ctx, ctx.now(), due);
+        let now = ctx.now();
+        arm_for(ctx, now, due.max(rest_until(now)));
     }
+}
+
+/// Until when nothing is asked for, as the cluster was down a short while ago; else 0.
+fn rest_until(now: u64) -> u64 {
+    let until = DOWN_UNTIL.get();
+    // The clock can be set back.
+    if (now + 1..=now + ASK_AGAIN_MS).contains(&until) {
+        until
+    } else {
+        0
+    }
+}
+
+/// When a key that was refused now is asked for again.
+fn ask_again_at(now: u64) -> u64 {
+    let soonest = now + ASK_AGAIN_MS;
+    let (last, filed) = REFUSED.get();
+    let next = if !(soonest..soonest + LONGEST_REFUSED_MS).contains(&last) {
+        (soonest, 1)
+    } else if filed < REFUSED_PER_STEP {
+        (last, filed + 1)
+    } else {
+        (last + REFUSED_STEP_MS, 1)
+    };
+    REFUSED.set(next);
+    next.0
 }
 
 /// Works through what is due for as long as the budget lasts, and then, for at most half of it,
@@ -106,7 +145,7 @@ fn slice(ctx: Context, work_on: fn(Context, i32, Arg<'_>, u64)) -> Option<u64> {
     SLICE_ENDS.set(Some(began + budget));
     let mut worked = false;
     let mut work_through = |next: &dyn Fn() -> Option<(u64, i32, Vec<u8>)>, ends: Instant| {
-        while Instant::now() < ends {
+        while Instant::now() < ends && rest_until(ctx.now()) == 0 {
             let Some((due, db, name)) = next() else { break };
             worked = true;
             let key = OwnedString::new(&name);
@@ -131,10 +170,16 @@ fn slice(ctx: Context, work_on: fn(Context, i32, Arg<'_>, u64)) -> Option<u64> {
 }
 
 fn sweep_first(ctx: Context, db: i32, key: Arg<'_>, due: u64) {
-    if !ctx.call_on_key(SWEEP, key) {
+    let called = ctx.call_on_key(SWEEP, key);
+    if called == Called::ClusterDown {
+        // It stays due, and so do all others: one of them is asked for from time to time.
+        let now = ctx.now();
+        DOWN_UNTIL.set(now + ASK_AGAIN_MS);
+        agenda::schedule(db, key.bytes(), due.min(now));
+    } else if called == Called::Refused {
         // Another type is at the key, or the key's slot is not ours at present.
         match SpaceKey::open_untouched(ctx, key, &Clock::default()) {
-            Ok(Some(_)) => agenda::schedule(db, key.bytes(), ctx.now() + ASK_AGAIN_MS),
+            Ok(Some(_)) => agenda::schedule(db, key.bytes(), ask_again_at(ctx.now())),
             _ => agenda::forget(db, key.bytes()),
         }
     } else if due <= ctx.now()
@@ -224,4 +269,26 @@ fn sweep_group(key: &mut SpaceKey<'_>, name: Arg<'_>, now: u64) -> Swept {
         GROUP.set((group * 2).min(LARGEST_GROUP));
     }
     swept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn refused_keys_are_asked_for_a_few_at_a_time() {
+        let mut at: BTreeMap<u64, u32> = BTreeMap::new();
+        for n in 0..10_000 {
+            let now = 1000 + n / 100;
+            let again = ask_again_at(now);
+            assert!(again >= now + ASK_AGAIN_MS);
+            *at.entry(again).or_default() += 1;
+        }
+        assert_eq!(*at.values().max().unwrap(), REFUSED_PER_STEP);
+        assert_eq!(at.len(), 10_000 / REFUSED_PER_STEP as usize);
+        // After a rest the first is soon again, also if the clock was set back.
+        assert_eq!(ask_again_at(500_000), 500_000 + ASK_AGAIN_MS);
+        assert_eq!(ask_again_at(500), 500 + ASK_AGAIN_MS);
+    }
 }

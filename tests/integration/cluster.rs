@@ -1278,6 +1278,36 @@ fn crashes_and_takeovers_cost_no_live_user() {
     cluster.replicas_are_equal();
 }
 
+/// While the cluster is down no space can be swept, whatever its slot. One space is tried from time to time.
+#[test]
+fn nothing_is_swept_while_the_cluster_is_down() {
+    const SPACES: i64 = 2000;
+    let server = Server::builder().config("cluster-enabled", "yes").start();
+    let mut c = server.connect();
+    let state =
+        |c: &mut Conn| c.text("CLUSTER INFO").lines().next().unwrap_or_default().to_string();
+    c.ok("CLUSTER ADDSLOTSRANGE 0 16383");
+    wait_until("the cluster to be up", AGREED, || state(&mut c) == "cluster_state:ok");
+    let online = |i: i64| args!["PRESENCE.ONLINE", format!("{{abc}}{i}"), "u", "PX", 2000];
+    for reply in c.batch((0..SPACES).map(online)) {
+        reply.unwrap();
+    }
+    // A slot without spaces is nobody's.
+    c.ok("CLUSTER DELSLOTS 0");
+    wait_until("the cluster to be down", AGREED, || state(&mut c) == "cluster_state:fail");
+    wait_until("all leases to end", AGREED, || c.stat("sweep_backlog") == SPACES);
+    let (began, sweeps) = (Instant::now(), c.stat("sweeps"));
+    while began.elapsed() < ms(1000) {
+        assert_eq!(c.stat("sweep_backlog"), SPACES);
+    }
+    // Five times per second, and some for the edges.
+    let (tried, took) = (c.stat("sweeps") - sweeps, began.elapsed().as_millis() as i64);
+    assert!(tried <= took / 200 + 2, "{tried} times in {took} ms");
+    assert_eq!(c.stat("users"), SPACES);
+    c.ok("CLUSTER ADDSLOTS 0");
+    wait_until("everybody to leave", AGREED, || c.stat("users") == 0);
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Client libraries
 
