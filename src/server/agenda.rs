@@ -90,6 +90,11 @@ pub fn has(db: i32, name: &[u8]) -> bool {
     with(|state| state.current.due_of(db, name).is_some())
 }
 
+/// How many spaces are filed, those of a dataset that is being loaded aside included.
+pub fn entries() -> usize {
+    with(|state| state.current.len() + state.aside.as_ref().map_or(0, Agenda::len))
+}
+
 /// How many spaces are filed and an estimate of the bytes that takes.
 pub fn size() -> (usize, usize) {
     with(|state| (state.current.len(), state.current.heap_bytes()))
@@ -145,8 +150,8 @@ pub fn loading(db: i32, name: &[u8], due: u64) {
 pub fn loaded(db: i32, name: &[u8]) {
     with(|state| {
         state.aside_tells_dbs |= state.aside.is_some() && db != 0;
-        if let Some((_, _, due)) = state.loaded.take_if(|(at, other, _)| *at == db && other == name)
-        {
+        // The event can name another database, that of the client: what `loading` was told counts.
+        if let Some((db, _, due)) = state.loaded.take_if(|(_, other, _)| other == name) {
             state.aside.as_mut().unwrap_or(&mut state.current).schedule(db, name, due);
         }
     });

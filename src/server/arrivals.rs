@@ -4,41 +4,77 @@
 //! Most servers tell of them by keyspace events (`events::on_keyspace`). Valkey 8.1 and 9.0 must
 //! not be asked for these: they tell modules by way of the client that runs the command, select
 //! the event's database for that, and leave it so (Valkey issue 4024). From then on the client,
-//! and what is replicated of it, would be in the wrong database, whatever the key's type. There,
-//! the same is pieced together from what those servers do tell: the type's own callbacks for COPY
-//! and RESTORE, and for RENAME and MOVE a filter that remembers their names until the old name is
-//! unlinked. While an AOF is loaded its commands pass no filter; what was renamed and moved by them
-//! is found when all is loaded.
+//! and what is replicated of it, would be in the wrong database, whatever the key's type.
+//!
+//! There, the type's own callbacks tell of COPY and RESTORE. For RENAME and MOVE there are hints: the
+//! names in commands that passed a filter. When a space leaves a name, the timer looks at the
+//! destinations that commands gave for that name. A hint can be lacking, as the commands of an AOF
+//! pass no filter and only so many names are remembered. Then `queue_repair` finds the space.
 
 use super::args::{integer, Arg};
-use super::context::Context;
-use super::{agenda, key, sweep, waiters};
+use super::context::{Context, OwnedString};
+use super::{agenda, key, queue_repair, sweep, waiters};
 use redis_module::raw;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, VecDeque};
-use std::ffi::{c_int, c_void};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ffi::c_int;
+use std::time::{Duration, Instant};
 
-/// So many moves are remembered that have not been carried out yet (they may stand in a MULTI).
+/// So many names are remembered of which a command said that they are to be moved.
 const REMEMBERED: usize = 1024;
+/// Destinations that are remembered for a name.
+const DESTINATIONS: usize = 16;
+/// Longer names are not remembered.
+const LONGEST_NAME: usize = 4096;
+/// Destinations that wait for the timer.
+const HINTS: usize = 1024;
+/// The timer looks at them for no longer than this at a time.
+const SLICE: Duration = Duration::from_micros(500);
 
 /// The first version with the fault and the first one without it, as the server numbers them.
 const FAULT: std::ops::Range<c_int> = 0x0008_0100..0x0009_0100;
 
-struct Move {
-    from: Vec<u8>,
-    to: Vec<u8>,
-    /// The database that it goes to, where that is another.
-    db: Option<i32>,
+/// Where a name is moved to: the database, where that is another, and the name.
+type Destination = (Option<i32>, Vec<u8>);
+
+/// Names that commands said they move, with their destinations. A command can stand in a MULTI, so that
+/// it is carried out later, or never; then its names are dropped when there are too many.
+#[derive(Default)]
+struct Moves {
+    to: BTreeMap<Vec<u8>, BTreeSet<Destination>>,
+    /// The names from which they move, the oldest first.
+    order: VecDeque<Vec<u8>>,
+}
+
+impl Moves {
+    fn remember(&mut self, from: &[u8], to: Destination) {
+        if from.len() > LONGEST_NAME || to.1.len() > LONGEST_NAME {
+            return;
+        }
+        if let Some(known) = self.to.get_mut(from) {
+            if known.len() < DESTINATIONS {
+                known.insert(to);
+            }
+            return;
+        }
+        if self.order.len() >= REMEMBERED {
+            if let Some(oldest) = self.order.pop_front() {
+                self.to.remove(&oldest);
+            }
+        }
+        self.order.push_back(from.to_vec());
+        self.to.insert(from.to_vec(), BTreeSet::from([to]));
+    }
 }
 
 thread_local! {
     /// A context that outlives calls, on servers with the fault: some callbacks get none.
-    static PIECED: Cell<Option<Context>> = const { Cell::new(None) };
-    static MOVES: RefCell<VecDeque<Move>> = const { RefCell::new(VecDeque::new()) };
-    /// Whether a space left its name, to somewhere or for good, while an AOF was loaded.
-    static WENT: Cell<bool> = const { Cell::new(false) };
+    static KEPT: Cell<Option<Context>> = const { Cell::new(None) };
+    static MOVES: RefCell<Moves> = RefCell::default();
     /// What is expected since the timer ran last.
     static EXPECTED: RefCell<BTreeSet<(i32, Vec<u8>)>> = const { RefCell::new(BTreeSet::new()) };
+    /// Where spaces may be that left their names, as (database, name). The timer has not looked yet.
+    static PENDING: RefCell<Vec<(i32, Vec<u8>)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Finds out how arrivals are told here. Returns whether by keyspace events, or none on failure.
@@ -55,15 +91,15 @@ pub fn prepare(ctx: Context, is_valkey: bool) -> Option<bool> {
             return None;
         }
         let kept = api!(RedisModule_GetDetachedThreadSafeContext(ctx.raw()));
-        PIECED.set(Some(Context::from_raw(kept)));
+        KEPT.set(Some(Context::from_raw(kept)));
     }
     Some(false)
 }
 
-/// A space is about to be at this key. By the time that the timer runs it is there, or the hint
+/// A space is about to be at this key. By the time that the timer runs it is there, or the entry
 /// is stale.
 pub fn expect(db: i32, name: &[u8]) {
-    if let Some(ctx) = PIECED.get() {
+    if let Some(ctx) = KEPT.get() {
         EXPECTED.with_borrow_mut(|expected| expected.insert((db, name.to_vec())));
         let now = key::server_time();
         agenda::schedule(db, name, now);
@@ -72,64 +108,62 @@ pub fn expect(db: i32, name: &[u8]) {
     }
 }
 
-/// The timer runs: what was expected is there by now.
-pub fn settled() {
-    EXPECTED.with_borrow_mut(BTreeSet::clear);
+/// A space may be at this name. The timer looks.
+fn look_for(ctx: Context, db: i32, name: Vec<u8>) {
+    PENDING.with_borrow_mut(|pending| {
+        if pending.len() < HINTS {
+            pending.push((db, name));
+        }
+    });
+    sweep::arm_now(ctx);
 }
 
-/// A space is no longer at this key: if it was moved, it is expected elsewhere.
-pub fn left(db: i32, name: &[u8]) {
-    if PIECED.get().is_none() {
-        return;
+/// The timer runs: what was expected is there by now, and what left its name is looked for. Returns
+/// whether there is more to look for.
+pub fn settle(ctx: Context) -> bool {
+    EXPECTED.with_borrow_mut(BTreeSet::clear);
+    let began = Instant::now();
+    while let Some((db, name)) = PENDING.with_borrow_mut(Vec::pop) {
+        if queue_repair::missing() <= 0 {
+            PENDING.with_borrow_mut(|pending| *pending = Vec::new());
+            return false;
+        }
+        let name = OwnedString::new(&name);
+        if ctx.select_db(db) {
+            key::arrived(ctx, name.as_arg());
+        }
+        if began.elapsed() >= SLICE {
+            return PENDING.with_borrow(|pending| !pending.is_empty());
+        }
     }
+    false
+}
+
+/// Two databases have changed their numbers.
+pub fn swapped(a: i32, b: i32) {
+    PENDING.with_borrow_mut(|pending| {
+        for (db, _) in pending {
+            *db = if *db == a {
+                b
+            } else if *db == b {
+                a
+            } else {
+                *db
+            };
+        }
+    });
+}
+
+/// A space is no longer at this key: if it was moved, it is looked for elsewhere.
+pub fn left(db: i32, name: &[u8]) {
+    let Some(ctx) = KEPT.get() else { return };
     // COPY and RESTORE with REPLACE make the new value before they delete the old one.
     if EXPECTED.with_borrow(|expected| expected.contains(&(db, name.to_vec()))) {
         expect(db, name);
     }
-    let moves = MOVES.with_borrow_mut(|moves| {
-        let (ours, others) = moves.drain(..).partition(|one| one.from == name);
-        *moves = others;
-        let ours: VecDeque<Move> = ours;
-        ours
-    });
-    // SAFETY: without a context it tells of the server.
-    let flags = unsafe { api!(RedisModule_GetContextFlags(std::ptr::null_mut())) } as u32;
-    if flags & raw::REDISMODULE_CTX_FLAGS_LOADING != 0 {
-        WENT.set(true);
-    }
-    for one in moves {
-        expect(one.db.unwrap_or(db), &one.to);
-    }
-}
-
-/// A dataset was loaded. Where spaces went meanwhile that may be elsewhere now, all keys are
-/// looked at.
-pub fn loaded(ctx: Context) {
-    if !WENT.take() {
-        return;
-    }
-    let before = ctx.db();
-    for mut db in (0..).take_while(|db| ctx.select_db(*db)) {
-        // SAFETY: the cursor is destroyed once and not used after that; `file` is a plain
-        // function, and gets a pointer to what lives through the call.
-        unsafe {
-            let cursor = api!(RedisModule_ScanCursorCreate());
-            let db = std::ptr::from_mut(&mut db).cast::<c_void>();
-            while api!(RedisModule_Scan(ctx.raw(), cursor, Some(file), db)) != 0 {}
-            api!(RedisModule_ScanCursorDestroy(cursor));
-        }
-    }
-    ctx.select_db(before);
-}
-
-unsafe extern "C" fn file(
-    _: *mut raw::RedisModuleCtx,
-    name: *mut raw::RedisModuleString,
-    key: *mut raw::RedisModuleKey,
-    db: *mut c_void,
-) {
-    if !name.is_null() && !key.is_null() {
-        key::file(key, *db.cast::<i32>(), Arg::from_raw(name).bytes());
+    let destinations = MOVES.with_borrow(|moves| moves.to.get(name).cloned());
+    for (to_db, to) in destinations.into_iter().flatten() {
+        look_for(ctx, to_db.unwrap_or(db), to);
     }
 }
 
@@ -145,18 +179,12 @@ unsafe extern "C" fn on_command(filter: *mut raw::RedisModuleCommandFilterCtx) {
     };
     let (Some(command), Some(from), Some(to)) = (arg(0), arg(1), arg(2)) else { return };
     let is = |name: &[u8]| command.eq_ignore_ascii_case(name);
-    let one = if is(b"RENAME") || is(b"RENAMENX") {
-        Move { from: from.to_vec(), to: to.to_vec(), db: None }
+    let to = if is(b"RENAME") || is(b"RENAMENX") {
+        (None, to.to_vec())
     } else if is(b"MOVE") {
-        let db = integer(to).and_then(|db| i32::try_from(db).ok());
-        Move { from: from.to_vec(), to: from.to_vec(), db }
+        (integer(to).and_then(|db| i32::try_from(db).ok()), from.to_vec())
     } else {
         return;
     };
-    MOVES.with_borrow_mut(|moves| {
-        if moves.len() >= REMEMBERED {
-            moves.pop_front();
-        }
-        moves.push_back(one);
-    });
+    MOVES.with_borrow_mut(|moves| moves.remember(from, to));
 }

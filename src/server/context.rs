@@ -195,6 +195,8 @@ impl Context {
             && unsafe { api!(RedisModule_AvoidReplicaTraffic()) } != 0
     }
 
+    /// The selected database. In Valkey 9.1 the context of an event in a transaction has the client's
+    /// database here, and opens keys in that of the event: where there is a key, ask the key.
     pub fn db(self) -> i32 {
         // SAFETY: the context is that of the call going on.
         unsafe { api!(RedisModule_GetSelectedDb(self.0)) }

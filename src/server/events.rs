@@ -83,6 +83,7 @@ unsafe extern "C" fn on_swap(
     }
     let info = &*data.cast::<raw::RedisModuleSwapDbInfo>();
     agenda::swapped(info.dbnum_first, info.dbnum_second);
+    arrivals::swapped(info.dbnum_first, info.dbnum_second);
     waiters::wake_db(Some(info.dbnum_first));
     waiters::wake_db(Some(info.dbnum_second));
     let ctx = Context::from_raw(ctx);
@@ -125,7 +126,6 @@ unsafe extern "C" fn on_loading(
     let ctx = Context::from_raw(ctx);
     listeners::may_come();
     if subevent == raw::REDISMODULE_SUBEVENT_LOADING_ENDED {
-        arrivals::loaded(ctx);
         if ctx.is_primary() {
             begin_to_decide(ctx);
         } else {

@@ -43,6 +43,7 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
     add(c"messages", stats::MESSAGES.get());
     add(c"sweeps", stats::SWEEPS.get());
     add(c"sweep_backlog", agenda::backlog(now, MOST_BACKLOG) as u64);
+    add(c"queue_repairs", stats::QUEUE_REPAIRS.get());
     add(c"sweep_lag_last_ms", stats::LAGS.last.get());
     add(c"sweep_lag_max_ms", stats::LAGS.max.get());
     add(c"sweep_lag_p99_ms", stats::LAGS.p99());

@@ -215,6 +215,12 @@ impl Opened {
         NonNull::new(key).map(Opened)
     }
 
+    /// The database of the key. [`Context::db`] can be another.
+    fn db(&self) -> i32 {
+        // SAFETY: the key is open.
+        unsafe { api!(RedisModule_GetDbIdFromModuleKey(self.0.as_ptr())) }
+    }
+
     /// The space at the key; none where the key is empty.
     fn value(&self) -> Result<Option<NonNull<Held>>, Error> {
         // SAFETY: the key is open. Its value is of our type, so it is a `Held`, which lives at
@@ -317,7 +323,7 @@ impl<'a> SpaceKey<'a> {
         let Some(mut held) = key.value()? else { return Ok(None) };
         // SAFETY: as in `SpaceRef::open`.
         unsafe { held.as_mut() }.catch_up();
-        Ok(Some(SpaceKey { ctx, name, db: ctx.db(), clock, value: Value::InKeyspace(held), key }))
+        Ok(Some(SpaceKey { ctx, name, db: key.db(), clock, value: Value::InKeyspace(held), key }))
     }
 
     pub fn open_or_create(ctx: Context, name: Arg<'a>, clock: &'a Clock) -> Result<Self, Error> {
@@ -333,7 +339,7 @@ impl<'a> SpaceKey<'a> {
         let Some(key) = Opened::open(ctx, name, mode) else {
             return Err(Error::new("the key cannot be opened for writing"));
         };
-        let db = ctx.db();
+        let db = key.db();
         let space = Space::new(agenda::new_epoch(db, name.bytes(), clock.now()));
         Ok(SpaceKey { ctx, name, db, clock, value: Value::New(Box::new(Held::new(space))), key })
     }
@@ -560,23 +566,21 @@ impl<'a> SpaceKey<'a> {
 pub fn arrived(ctx: Context, name: Arg<'_>) {
     let mode = raw::REDISMODULE_READ | raw::REDISMODULE_OPEN_KEY_NOTOUCH;
     let Some(key) = Opened::open(ctx, name, mode) else { return };
-    if let Ok(Some(mut held)) = key.value() {
-        // SAFETY: as in `SpaceRef::open`.
-        unsafe { held.as_mut() }.arrived(ctx.db(), name.bytes());
-        waiters::wake(ctx.db(), name.bytes());
-        sweep::arm(ctx, ctx.now());
-    }
+    let Ok(Some(mut held)) = key.value() else { return };
+    // SAFETY: as in `SpaceRef::open`.
+    unsafe { held.as_mut() }.arrived(key.db(), name.bytes());
+    waiters::wake(key.db(), name.bytes());
+    sweep::arm(ctx, ctx.now());
 }
 
-/// Files the space at an open key anew, if it is one.
+/// Files the space at an open key, if it is one that the expiry queue lacks. Returns whether it was.
 ///
 /// # Safety
 /// The key is open and has a value.
-pub unsafe fn file(key: *mut raw::RedisModuleKey, db: i32, name: &[u8]) {
-    if api!(RedisModule_ModuleTypeGetType(key)) == datatype::raw_type() {
-        let held: *mut Held = api!(RedisModule_ModuleTypeGetValue(key)).cast();
-        if let Some(held) = held.as_mut() {
-            held.arrived(db, name);
-        }
+pub unsafe fn repair(key: *mut raw::RedisModuleKey, db: i32, name: &[u8]) -> bool {
+    if api!(RedisModule_ModuleTypeGetType(key)) != datatype::raw_type() || agenda::has(db, name) {
+        return false;
     }
+    let held: *mut Held = api!(RedisModule_ModuleTypeGetValue(key)).cast();
+    held.as_mut().map(|held| held.arrived(db, name)).is_some()
 }

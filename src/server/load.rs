@@ -1,7 +1,7 @@
 //! What happens when the module is loaded, apart from what the crate's macro does.
 
 use super::context::Context;
-use super::{arrivals, clock, command, core_commands, datatype, events, info, listeners, settings};
+use super::{arrivals, clock, command, core_commands, datatype, events, info, listeners, queue_repair, settings};
 use crate::commands;
 use redis_module::{raw, RedisString, Status};
 use std::ffi::{c_int, c_void};
@@ -11,6 +11,7 @@ fn offers_what_is_needed() -> bool {
     offers!(RedisModule_CreateDataType)
         && offers!(RedisModule_GetDbIdFromIO)
         && offers!(RedisModule_GetKeyNameFromIO)
+        && offers!(RedisModule_GetDbIdFromModuleKey)
         && offers!(RedisModule_GetKeyNameFromOptCtx)
         && offers!(RedisModule_GetDbIdFromOptCtx)
         && offers!(RedisModule_IsIOError)
@@ -27,6 +28,10 @@ fn offers_what_is_needed() -> bool {
         && offers!(RedisModule_InfoAddFieldULongLong)
         && offers!(RedisModule_SubscribeToServerEvent)
         && offers!(RedisModule_CreateTimer)
+        && offers!(RedisModule_Scan)
+        && offers!(RedisModule_ScanCursorCreate)
+        && offers!(RedisModule_ScanCursorDestroy)
+        && offers!(RedisModule_DbSize)
         && offers!(RedisModule_Call)
 }
 
@@ -83,6 +88,7 @@ pub fn init(crate_ctx: &redis_module::Context, _args: &[RedisString]) -> Status 
     }
     core_commands::probe(ctx);
     listeners::watch(ctx);
+    queue_repair::start(ctx);
     if !info::register(ctx) {
         return refused("INFO cannot be registered");
     }

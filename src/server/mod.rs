@@ -43,6 +43,7 @@ pub mod key;
 pub mod listeners;
 pub mod load;
 pub mod near;
+pub mod queue_repair;
 pub mod settings;
 pub mod stats;
 pub mod sweep;

@@ -36,6 +36,7 @@ pub static RENEWALS: Counter = Counter::new();
 pub static EVENTS: Counter = Counter::new();
 pub static MESSAGES: Counter = Counter::new();
 pub static SWEEPS: Counter = Counter::new();
+pub static QUEUE_REPAIRS: Counter = Counter::new();
 pub static LONGEST_SWEEP_US: Counter = Counter::new();
 
 /// How late the ends of leases were noticed (ms).

@@ -71,6 +71,14 @@ pub fn arm(ctx: Context, now: u64) {
     }
 }
 
+/// Sees to it that the timer runs soon.
+pub fn arm_now(ctx: Context) {
+    if !IN_TIMER.get() {
+        let now = ctx.now();
+        arm_for(ctx, now, now);
+    }
+}
+
 fn arm_for(ctx: Context, now: u64, due: u64) {
     let due = due.min(now + LONGEST_MS);
     if let Some((armed_for, id)) = ARMED.get() {
@@ -93,8 +101,8 @@ unsafe extern "C" fn tick(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
     ARMED.set(None);
     let ctx = Context::from_raw(ctx);
     waiters::rest(ctx);
-    arrivals::settled();
     IN_TIMER.set(true);
+    let more_to_find = arrivals::settle(ctx);
     let next = if !ctx.is_primary() {
         slice(ctx, tidy_first).map(|due| due.max(ctx.now() + RETRY_MS))
     } else if ctx.is_paused() {
@@ -105,6 +113,7 @@ unsafe extern "C" fn tick(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
         slice(ctx, sweep_first)
     };
     IN_TIMER.set(false);
+    let next = next.into_iter().chain(more_to_find.then(|| ctx.now())).min();
     if let Some(due) = next {
         let now = ctx.now();
         arm_for(ctx, now, due.max(rest_until(now)));

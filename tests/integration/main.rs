@@ -24,6 +24,7 @@ mod lines;
 mod listeners;
 mod memory;
 mod messages;
+mod moves;
 mod persistence;
 mod renamed;
 mod replication;
