@@ -356,6 +356,7 @@ fn info_tells_the_truth() {
         "messages",
         "sweeps",
         "sweep_backlog",
+        "queue_repairs",
         "sweep_lag_last_ms",
         "sweep_lag_max_ms",
         "sweep_lag_p99_ms",

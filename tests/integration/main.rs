@@ -22,6 +22,7 @@ mod keylife;
 mod leases;
 mod lines;
 mod listeners;
+mod main_thread;
 mod memory;
 mod messages;
 mod moves;
