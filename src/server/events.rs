@@ -69,7 +69,7 @@ unsafe extern "C" fn on_flush(
     let info = &*data.cast::<raw::RedisModuleFlushInfo>();
     let db = (info.dbnum >= 0).then_some(info.dbnum);
     agenda::flushed(db);
-    waiters::wake_db(db);
+    waiters::wake_flushed(db);
 }
 
 unsafe extern "C" fn on_swap(

@@ -134,6 +134,19 @@ pub fn wake(db: i32, name: &[u8]) {
     });
 }
 
+/// The spaces of a database, or of all, are gone. Clients that wait for a space that was not there have
+/// nothing to be told.
+pub fn wake_flushed(db: Option<i32>) {
+    WAITERS.with_borrow_mut(|waiters| {
+        let had_space = |waiting: &Waiting| waiting.keys().any(|(epoch, _)| epoch.is_some());
+        let gone = waiters
+            .at
+            .iter()
+            .filter(|((of, _), waiting)| db.is_none_or(|db| db == *of) && had_space(waiting));
+        waiters.marked.extend(gone.map(|(place, _)| place.clone()));
+    });
+}
+
 /// Everything may have happened in a database, or in all.
 pub fn wake_db(db: Option<i32>) {
     WAITERS.with_borrow_mut(|waiters| {
