@@ -70,7 +70,7 @@ fn an_event_costs_the_same_however_many_clients_it_tells_nothing() {
     let server = Server::with(&[("presence.history-length", "0")]);
     let mut c = server.connect();
     c.ok("PRESENCE.ONLINE s u EX 600");
-    let mut cost = |c: &mut Conn| {
+    let cost = |c: &mut Conn| {
         least(|_| {
             let before = cpu(c);
             (0..EVENTS).for_each(|_| drop(c.ok("PRESENCE.MESSAGE s u hi")));
