@@ -1,7 +1,10 @@
 //! What happens when the module is loaded, apart from what the crate's macro does.
 
 use super::context::Context;
-use super::{arrivals, clock, command, core_commands, datatype, events, info, listeners, queue_repair, settings};
+use super::{
+    arrivals, clock, command, core_commands, datatype, events, info, listeners, queue_repair,
+    settings,
+};
 use crate::commands;
 use redis_module::{raw, RedisString, Status};
 use std::ffi::{c_int, c_void};
