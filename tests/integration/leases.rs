@@ -527,13 +527,13 @@ fn no_read_shows_a_lapsed_session_while_the_sweep_may_not_run() {
 }
 
 #[test]
-fn no_read_shows_a_session_that_lapsed_inside_a_transaction() {
+fn no_read_shows_a_session_that_lapsed_inside_a_pipeline() {
     steady(|| {
         let server = Server::start();
         let mut c = server.connect();
         c.ok("PRESENCE.ONLINE s z PX 3600000");
-        c.ok("MULTI");
-        for queued in [
+        // No timer comes between the commands of a pipeline.
+        let replies = c.batch([
             "PRESENCE.ONLINE s a PX 60",
             "PRESENCE.STATUS s a",
             "DEBUG SLEEP 0.15",
@@ -542,10 +542,8 @@ fn no_read_shows_a_session_that_lapsed_inside_a_transaction() {
             "PRESENCE.COUNT s SESSIONS",
             "PRESENCE.SPACE s WITHSESSIONS",
             "PRESENCE.USER s a",
-        ] {
-            assert_eq!(c.text(queued), "QUEUED");
-        }
-        let Value::Array(replies) = c.ok("EXEC") else { panic!("no array") };
+        ]);
+        let replies: Vec<Value> = replies.into_iter().map(Result::unwrap).collect();
         assert_eq!(replies[0], Value::Int(1));
         assert_eq!(replies[1], Value::Array(vec![Value::Int(1)]));
         assert_eq!(replies[3], Value::Array(vec![Value::Int(0), Value::Int(1)]));
@@ -586,11 +584,10 @@ fn a_write_to_a_lapsed_user_records_the_leave_first() {
         let server = Server::start();
         let mut c = server.connect();
         let mut sub = server.subscribe(&["presence:s"]);
-        // In a transaction no timer comes between: the write itself must do it.
-        let mut transaction = |c: &mut Conn, commands: &[&str]| {
-            c.ok("MULTI");
-            commands.iter().for_each(|command| drop(c.ok(*command)));
-            let Value::Array(replies) = c.ok("EXEC") else { panic!("no array") };
+        // No timer comes between the commands of a pipeline: the write itself must do it.
+        let mut pipeline = |c: &mut Conn, commands: &[&str]| {
+            let replies = c.batch(commands.iter().copied());
+            let replies: Vec<Value> = replies.into_iter().map(Result::unwrap).collect();
             let events = sub.events_so_far(c);
             let mut seq = events[0].id().1;
             for e in &events[1..] {
@@ -599,7 +596,7 @@ fn a_write_to_a_lapsed_user_records_the_leave_first() {
             }
             (replies, events)
         };
-        let (replies, events) = transaction(
+        let (replies, events) = pipeline(
             &mut c,
             &[
                 "PRESENCE.ONLINE s a PX 50 META 1",
@@ -621,7 +618,7 @@ fn a_write_to_a_lapsed_user_records_the_leave_first() {
         assert_eq!(user.session("").meta, None, "metadata of the session that ended");
 
         // The lapsed session of a user who has another.
-        let (replies, events) = transaction(
+        let (replies, events) = pipeline(
             &mut c,
             &[
                 "PRESENCE.ONLINE s a SESSION x PX 50",
@@ -644,7 +641,7 @@ fn a_write_to_a_lapsed_user_records_the_leave_first() {
         assert_eq!((events[5].kind(), events[6].kind(), events.len()), ("remove", "leave", 7));
 
         // NX finds nobody, XX finds nobody, OFFLINE finds nobody.
-        let (replies, events) = transaction(
+        let (replies, events) = pipeline(
             &mut c,
             &[
                 "PRESENCE.ONLINE s b PX 50",
@@ -669,7 +666,7 @@ fn a_write_to_a_lapsed_user_records_the_leave_first() {
         );
 
         // A lingering session that lapsed leaves as offline.
-        let (_, events) = transaction(
+        let (_, events) = pipeline(
             &mut c,
             &[
                 "PRESENCE.ONLINE s c PX 60000",
@@ -681,7 +678,7 @@ fn a_write_to_a_lapsed_user_records_the_leave_first() {
         assert_eq!(briefs(&events), ["join c", "leave c (offline)", "join c"]);
 
         // Lists: each user on its own.
-        let (replies, events) = transaction(
+        let (replies, events) = pipeline(
             &mut c,
             &[
                 "PRESENCE.ONLINE s USERS 3 d e f PX 60000",

@@ -262,11 +262,12 @@ fn the_aof_tells_effects_with_absolute_times() {
             c.ok("PRESENCE.ONLINE s lapses PX 50");
             assert_eq!(sub.event(SOON).kind(), "join");
             assert_eq!(sub.event(SOON).brief(), "leave lapses (timeout)");
-            c.ok("MULTI");
-            c.ok("PRESENCE.ONLINE s again PX 50");
-            c.ok("DEBUG SLEEP 0.1");
-            c.ok("PRESENCE.ONLINE s again PX 60000");
-            c.ok("EXEC");
+            let again = [
+                "PRESENCE.ONLINE s again PX 50",
+                "DEBUG SLEEP 0.1",
+                "PRESENCE.ONLINE s again PX 60000",
+            ];
+            assert!(c.batch(again).iter().all(Result::is_ok));
             assert_eq!(sub.events_so_far(&mut c).len(), 3);
             let (before, digest) = (sorted(c.space("s")), c.digest("s"));
             server.stop(Stop::Kill);
