@@ -553,8 +553,7 @@ fn a_space_that_is_over_stays_for_what_is_refused() {
     let server = Server::start();
     let mut c = server.connect();
     c.ok("PRESENCE.ONLINE s a");
-    for line in [
-        "MULTI",
+    let replies = c.batch([
         "PRESENCE.CLOSE s PX 1",
         "DEBUG SLEEP 0.02",
         "PRESENCE.ONLINE s a EX 0",
@@ -562,13 +561,8 @@ fn a_space_that_is_over_stays_for_what_is_refused() {
         "PRESENCE.ONLINE s a NX XX",
         "DBSIZE",
         "PRESENCE.ONLINE s a",
-    ] {
-        c.ok(line);
-    }
-    let replies = c.ok("EXEC");
-    let replies = items(&replies);
-    assert_eq!([&replies[3], &replies[5]], [&Value::Int(1), &Value::Int(1)]);
-    assert_eq!(replies.last(), Some(&Value::Int(1)));
+    ]);
+    assert_eq!([&replies[3], &replies[5], &replies[6]], [&Ok(Value::Int(1)); 3]);
     assert_eq!(c.space("s").names(), ["a"]);
 }
 

@@ -425,19 +425,17 @@ fn late_heartbeats_do_not_reopen() {
 fn the_end_of_the_closed_time_needs_no_sweep() {
     let server = Server::start();
     let mut c = server.connect();
-    let script = "
-        redis.call('PRESENCE.ONLINE', KEYS[1], 'a')
-        redis.call('PRESENCE.CLOSE', KEYS[1], 'PX', 5)
-        local function now() local t = redis.call('TIME'); return t[1] * 1000 + math.floor(t[2] / 1000) end
-        local till, n = now() + 30, 0
-        while now() <= till and n < 3000000 do n = n + 1 end
-        local seen = redis.call('PRESENCE.EVENTS', KEYS[1])
-        local r = redis.pcall('PRESENCE.ONLINE', KEYS[1], 'b')
-        if type(r) == 'table' then r = r.err end
-        return { r, #seen[6] }";
-    let reply = c.ok(args!["EVAL", script, 1, "s"]);
-    let words = texts(&reply);
-    assert_eq!(words, ["1", "0"], "b came in, and what is over is not told any more");
+    // No timer comes between the commands of a pipeline.
+    let replies = c.batch([
+        "PRESENCE.ONLINE s a",
+        "PRESENCE.CLOSE s PX 5",
+        "DEBUG SLEEP 0.03",
+        "PRESENCE.EVENTS s",
+        "PRESENCE.ONLINE s b",
+    ]);
+    let seen = replies[3].as_ref().map(|reply| items(pairs(reply)[2].1).len());
+    assert_eq!(seen, Ok(0), "what is over is not told any more");
+    assert_eq!(replies[4], Ok(Value::Int(1)), "b came in");
     let told = ask(&mut c, "s AFTER 0-0");
     assert_eq!((told.gap, told.briefs()), (false, vec!["join b".to_string()]), "a new life");
     // While writes are paused nothing is swept, and a read tells what is so.
@@ -576,18 +574,16 @@ fn who_waits_hears_of_the_close() {
 fn who_lapsed_before_the_close_is_not_hidden_by_it() {
     let server = Server::start();
     let mut c = server.connect();
-    let script = "
-        redis.call('PRESENCE.ONLINE', KEYS[1], 'a', 'PX', 5)
-        redis.call('PRESENCE.ONLINE', KEYS[1], 'b')
-        local function now() local t = redis.call('TIME'); return t[1] * 1000 + math.floor(t[2] / 1000) end
-        local till, n = now() + 30, 0
-        while now() <= till and n < 3000000 do n = n + 1 end
-        local here = redis.call('PRESENCE.COUNT', KEYS[1])
-        redis.call('PRESENCE.CLOSE', KEYS[1])
-        return here";
-    let here = c.int(args!["EVAL", script, 1, "s"]);
+    // No timer comes between the commands of a pipeline.
+    let replies = c.batch([
+        "PRESENCE.ONLINE s a PX 5",
+        "PRESENCE.ONLINE s b",
+        "DEBUG SLEEP 0.03",
+        "PRESENCE.COUNT s",
+        "PRESENCE.CLOSE s",
+    ]);
     let briefs = ask(&mut c, "s").briefs();
-    assert_eq!(here, 1, "COUNT does not show her any more");
+    assert_eq!(replies[3], Ok(Value::Int(1)), "COUNT does not show her any more");
     assert_eq!(briefs, ["join a", "join b", "leave a (timeout)", "close "]);
 }
 
