@@ -114,8 +114,8 @@ torture: setup build ## random clients and faults against SERVER for SECONDS, an
 
 .PHONY: unit
 unit: setup-build ## run the core's tests alone: no server, seconds
-	@echo 'unit: cargo test --lib'
-	@"$(CARGO)" test --locked --lib
+	@echo 'unit: cargo test -p presence-core'
+	@"$(CARGO)" test --locked -p presence-core
 
 .PHONY: lint
 lint: setup-build ## check formatting, clippy without a warning, and the scripts' syntax

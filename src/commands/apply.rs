@@ -1,14 +1,14 @@
 //! `PRESENCE._APPLY`: does what a primary, or this server in an earlier life, has decided.
 //! Internal: it travels in the replication stream and in the AOF.
 
-use crate::codec;
 use crate::server::agenda::epoch_given;
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
 use crate::server::error::{Error, Outcome};
 use crate::server::journal::Journal;
 use crate::server::key::SpaceKey;
-use crate::space::{Effect, Retention, Space};
+use presence_core::codec;
+use presence_core::space::{Effect, Retention, Space};
 
 pub struct Apply;
 

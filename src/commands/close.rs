@@ -5,7 +5,7 @@ use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
 use crate::server::error::Outcome;
 use crate::server::settings;
-use crate::space::At;
+use presence_core::space::At;
 
 pub struct Close;
 

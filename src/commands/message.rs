@@ -6,7 +6,7 @@ use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
 use crate::server::error::{Error, Outcome};
 use crate::server::settings;
-use crate::space::{message_bytes, At};
+use presence_core::space::{message_bytes, At};
 
 pub struct Message;
 

@@ -9,7 +9,7 @@ use crate::server::foresight;
 use crate::server::key::SpaceKey;
 use crate::server::near;
 use crate::server::settings;
-use crate::space::{At, Condition, MetaChange};
+use presence_core::space::{At, Condition, MetaChange};
 use std::cell::Cell;
 
 pub struct Online;

@@ -1,12 +1,12 @@
 //! What several commands read in the same way.
 
-use crate::json;
 use crate::server::args::{integer, looks_like_a_count, text, Arg, Args};
 use crate::server::command::{ArgKind, ArgSpec, USER};
 use crate::server::error::{quoted, Error};
 use crate::server::journal;
 use crate::server::settings::{self, ChannelMode};
-use crate::space::{Text, MAX_NAME_BYTES, MAX_TIMESTAMP};
+use presence_core::json;
+use presence_core::space::{Text, MAX_NAME_BYTES, MAX_TIMESTAMP};
 
 fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Error> {
     text(bytes).ok_or_else(|| Error::new(format!("{what} is not UTF-8 text")))

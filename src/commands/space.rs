@@ -1,14 +1,14 @@
 //! `PRESENCE.SPACE`: who is here, at once or page by page.
 
 use super::{parse, view};
-use crate::collections::hash_of;
 use crate::server::args::{set_once, unsigned};
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
 use crate::server::context::Context;
 use crate::server::error::{Error, Outcome};
 use crate::server::near;
-use crate::space::User;
+use presence_core::collections::hash_of;
+use presence_core::space::User;
 use std::sync::LazyLock;
 
 pub struct Space;

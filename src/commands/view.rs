@@ -1,7 +1,7 @@
 //! How sessions look in replies.
 
 use crate::server::context::Context;
-use crate::space::{Record, User};
+use presence_core::space::{Record, User};
 
 /// An array of a user's live sessions, each a map.
 pub fn reply_sessions(ctx: Context, user: &User<'_>) {

@@ -5,8 +5,8 @@
 //! Thread-local because only the main thread uses it; a thread that had no business here would
 //! find an empty one. No borrow of it lasts across a call into the server.
 
-use crate::agenda::Agenda;
-use crate::collections::hash_of;
+use presence_core::collections::hash_of;
+use presence_core::expiry_queue::ExpiryQueue;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
@@ -17,9 +17,9 @@ const FREED_HERE: usize = 10_000;
 
 #[derive(Default)]
 struct State {
-    current: Agenda,
+    current: ExpiryQueue,
     /// The agenda of a dataset that is being loaded aside.
-    aside: Option<Agenda>,
+    aside: Option<ExpiryQueue>,
     /// Whether the server has told of a key outside of database 0 there.
     aside_tells_dbs: bool,
     /// The epochs of deleted spaces that a space created now could get again, by the hash of
@@ -92,7 +92,7 @@ pub fn has(db: i32, name: &[u8]) -> bool {
 
 /// How many spaces are filed, those of a dataset that is being loaded aside included.
 pub fn entries() -> usize {
-    with(|state| state.current.len() + state.aside.as_ref().map_or(0, Agenda::len))
+    with(|state| state.current.len() + state.aside.as_ref().map_or(0, ExpiryQueue::len))
 }
 
 /// How many spaces are filed and an estimate of the bytes that takes.
@@ -160,7 +160,7 @@ pub fn loaded(db: i32, name: &[u8]) {
 /// A dataset begins to be loaded beside the one that is served.
 pub fn begin_aside() {
     with(|state| {
-        state.aside = Some(Agenda::default());
+        state.aside = Some(ExpiryQueue::default());
         state.aside_tells_dbs = false;
     });
 }

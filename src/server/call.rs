@@ -5,7 +5,7 @@ use super::clock::Clock;
 use super::context::Context;
 use super::error::Error;
 use super::key::{SpaceKey, SpaceRef};
-use crate::space::MAX_SPACE_BYTES;
+use presence_core::space::MAX_SPACE_BYTES;
 
 /// The arguments, the time, and the way to the keyspace and back to the client.
 pub struct Call<'a> {

@@ -1,6 +1,6 @@
 //! What a client is told when something is wrong.
 
-use crate::space::Refusal;
+use presence_core::space::Refusal;
 use std::borrow::Cow;
 use std::fmt::Write;
 
@@ -57,8 +57,8 @@ pub fn quoted(bytes: &[u8]) -> String {
     format!("'{shown}'")
 }
 
-impl From<(Refusal, &crate::space::Limits)> for Error {
-    fn from((refusal, limits): (Refusal, &crate::space::Limits)) -> Self {
+impl From<(Refusal, &presence_core::space::Limits)> for Error {
+    fn from((refusal, limits): (Refusal, &presence_core::space::Limits)) -> Self {
         match refusal {
             Refusal::Closed => Error::CLOSED,
             Refusal::NoMemory => Error::NO_MEMORY,

@@ -5,7 +5,7 @@
 //! no more: nothing is read where it points, and what it says wrongly is brought near for nothing.
 
 use super::near;
-use crate::space::{Outlook, Space, Trail};
+use presence_core::space::{Outlook, Space, Trail};
 use std::cell::RefCell;
 
 /// So many spaces at most: two whose names fall together take turns. 320 KB, and the charts of large
@@ -84,7 +84,7 @@ impl Foreseen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::space::{At, Condition, Limits, MetaChange, Retention, Silent};
+    use presence_core::space::{At, Condition, Limits, MetaChange, Retention, Silent};
 
     fn is_foreseen(db: i32, name: &[u8], value: *const u8, space: &Space) -> bool {
         look_ahead(db, name, b"alice").1.compare(value, space)

@@ -10,8 +10,8 @@ use super::context::{Context, OwnedString};
 use super::listeners;
 use super::settings::{self, ChannelMode};
 use super::stats;
-use crate::codec;
-use crate::space::{Effect, Gone, Kind, Reason, Retention, Sink};
+use presence_core::codec;
+use presence_core::space::{Effect, Gone, Kind, Reason, Retention, Sink};
 use std::cell::Cell;
 use std::ffi::CStr;
 

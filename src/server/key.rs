@@ -14,8 +14,8 @@ use super::settings;
 use super::stats::{self, Size};
 use super::sweep;
 use super::waiters;
-use crate::collections::hash_of;
-use crate::space::{Silent, Sink, Space, Trail};
+use presence_core::collections::hash_of;
+use presence_core::space::{Silent, Sink, Space, Trail};
 use redis_module::raw;
 use std::ffi::c_int;
 use std::ptr::NonNull;
@@ -423,7 +423,7 @@ impl<'a> SpaceKey<'a> {
         }
         let until = self.held().seen.untold();
         if until > 0 {
-            journal.effect(&crate::space::Effect::Grace { until });
+            journal.effect(&presence_core::space::Effect::Grace { until });
         }
         journal.end_preface();
         if self.held().is_line_due() {

@@ -2,7 +2,7 @@
 
 use super::args::Arg;
 use super::context::OwnedString;
-use crate::space::{Limits, Retention};
+use presence_core::space::{Limits, Retention};
 use redis_module::configuration::{
     register_enum_configuration, register_i64_configuration, ConfigurationContext,
     ConfigurationFlags, ConfigurationValue, EnumConfigurationValue,

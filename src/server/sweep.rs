@@ -10,7 +10,7 @@ use super::clock::Clock;
 use super::context::{Called, Context, OwnedString};
 use super::key::SpaceKey;
 use super::{agenda, arrivals, settings, stats, waiters};
-use crate::space::{At, Swept};
+use presence_core::space::{At, Swept};
 use redis_module::raw;
 use std::cell::Cell;
 use std::ffi::{c_void, CStr};

@@ -108,7 +108,7 @@ mod tests {
         assert!(right > 19_000, "{right}");
         for id in 0..20_000 {
             index.remove(hash(id), |other| other == id, hash);
-            if chart.update(&index) && index.len() > 0 {
+            if chart.update(&index) && !index.is_empty() {
                 same(&index, &chart, 19_999);
             }
         }

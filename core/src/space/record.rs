@@ -129,7 +129,7 @@ pub struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// What a [`Packed`] was kept as; there may be bytes behind it.
+    /// What a `Packed` was kept as; there may be bytes behind it.
     pub fn of(bytes: &'a [u8]) -> Self {
         Record { bytes, lease: Lease(u64::from_le_bytes(bytes_at(bytes, LEASE))) }
     }
@@ -141,7 +141,7 @@ impl<'a> Record<'a> {
 
     /// The block, and nothing behind it.
     pub fn block(self) -> &'a [u8] {
-        self.bytes.get(..self.len()).unwrap_or_default()
+        self.bytes.get(..self.byte_len()).unwrap_or_default()
     }
 
     /// The first cache lines that the block is in.
@@ -152,7 +152,7 @@ impl<'a> Record<'a> {
     }
 
     /// Length of the block.
-    pub fn len(self) -> usize {
+    pub fn byte_len(self) -> usize {
         let fixed = self.fixed_end();
         fixed + if self.has(META) { size_of::<u32>() + self.u32_at(fixed) as usize } else { 0 }
     }
@@ -213,7 +213,7 @@ impl<'a> Record<'a> {
         low | u64::from(high) << JOINED_BITS
     }
 
-    /// Whether it is as a [`Packed`] is that tells nothing of its user.
+    /// Whether it is as a `Packed` is that tells nothing of its user.
     pub fn is_plain(self) -> bool {
         !self.has(NOTED) && !self.has(SINCE)
     }
@@ -227,7 +227,7 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The user's group; [`NONE`] also where there are no groups.
+    /// The user's group; `NONE` also where there are no groups.
     pub fn group(self) -> u32 {
         if self.has(NOTED) {
             self.u32_at(GROUP)
@@ -256,7 +256,7 @@ impl<'a> Record<'a> {
 
     pub fn meta(self) -> Option<&'a [u8]> {
         let begin = self.fixed_end() + size_of::<u32>();
-        self.bytes.get(begin..self.len()).filter(|_| self.has(META))
+        self.bytes.get(begin..self.byte_len()).filter(|_| self.has(META))
     }
 
     /// Whether it is this session of this user.
@@ -373,7 +373,7 @@ impl Packed {
 
     /// A copy that tells since when the user is here.
     pub fn with_since(record: Record<'_>, since: Timestamp) -> Self {
-        let mut bytes = Vec::with_capacity(record.len() + size_of::<Timestamp>());
+        let mut bytes = Vec::with_capacity(record.byte_len() + size_of::<Timestamp>());
         record.append_to(&mut bytes, since);
         Packed(bytes)
     }

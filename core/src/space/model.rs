@@ -197,7 +197,7 @@ impl Sink for Heard {
     }
 }
 
-pub fn limits() -> Limits {
+fn limits() -> Limits {
     let retention = Retention { length: 0, ttl: 0 };
     Limits { sessions_per_user: 1024, users: 0, retention }
 }
@@ -215,7 +215,7 @@ fn dump(space: &Space) -> (String, BTreeSet<String>) {
     (head, rest)
 }
 
-pub fn reload(space: &Space) -> Space {
+fn reload(space: &Space) -> Space {
     let mut bytes = Vec::new();
     codec::begin(&mut bytes);
     space.dump(|effect| codec::encode(&mut bytes, effect));

@@ -1,7 +1,7 @@
 //! A list in pages: it grows and shrinks at its end, and never moves more than one page.
 
+use super::allocated;
 use super::near::Near;
-use crate::space::allocated;
 
 /// Elements a page. A power of two, so that a number is divided by a shift; so many that the list of
 /// pages stays near.

@@ -156,9 +156,9 @@ impl LineTable {
         for _ in 0..self.lines.len() {
             let after = self.after(at);
             let Some(line) = self.lines.get_mut(at) else { return };
-            if let Some(place) = line.tags.iter().position(|tag| *tag == EMPTY) {
-                line.tags[place] = tag(hash);
-                line.ids[place] = id;
+            let mut places = line.tags.iter_mut().zip(&mut line.ids);
+            if let Some((free, place)) = places.find(|(tag, _)| **tag == EMPTY) {
+                (*free, *place) = (tag(hash), id);
                 self.len += 1;
                 return;
             }

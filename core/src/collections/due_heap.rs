@@ -29,7 +29,7 @@ pub struct DueHeap {
 
 impl DueHeap {
     #[cfg(test)]
-    pub fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.len
     }
 

@@ -82,6 +82,10 @@ impl History {
         (self.pages.len().saturating_sub(1) * PAGE + last).saturating_sub(self.removed)
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Number of the newest events that were kept when the last event was added.
     pub fn live(&self) -> usize {
         self.len().saturating_sub(self.excess)
@@ -106,7 +110,7 @@ impl History {
     /// Appends the newest event and removes what `retention` no longer keeps at `at`, or as much of
     /// it as one call may remove.
     pub fn push(&mut self, at: Timestamp, text: &[u8], retention: Retention) {
-        if retention.keeps_none() && self.len() == 0 {
+        if retention.keeps_none() && self.is_empty() {
             return;
         }
         self.append(at, text);

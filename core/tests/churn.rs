@@ -1,49 +1,31 @@
-//! Spaces of many under much coming and going: walks page by page, and what memory is said to be in use.
+//! Spaces of many users who come and go: walks page by page, and the memory that a space reports.
 
-use super::model::limits;
-use super::*;
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use allocation_counter::measure;
+use presence_core::codec;
+use presence_core::space::{At, Condition, Limits, MetaChange, Retention, Silent, Space, Trail};
 use proptest::prelude::*;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::collections::BTreeMap;
 
-/// Counts what each thread has on the heap.
-struct Counting;
-
-thread_local! {
-    static BYTES: Cell<isize> = const { Cell::new(0) };
+fn limits() -> Limits {
+    Limits { sessions_per_user: 1024, users: 0, retention: Retention { length: 0, ttl: 0 } }
 }
 
-fn count(bytes: isize) {
-    let _ = BYTES.try_with(|counted| counted.set(counted.get() + bytes));
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
 }
 
-// SAFETY: the system's allocator does the work.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        System.alloc(layout)
+/// The same space, saved and loaded.
+fn reload(space: &Space) -> Space {
+    let mut bytes = Vec::new();
+    codec::begin(&mut bytes);
+    space.dump(|effect| codec::encode(&mut bytes, effect));
+    let mut back = Space::new(0);
+    for effect in codec::decode(&bytes) {
+        back.restore(&effect.unwrap()).unwrap();
     }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        System.dealloc(pointer, layout);
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size as isize - layout.size() as isize);
-        System.realloc(pointer, layout, size)
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-/// What `make` leaves on the heap, and what it made.
-fn measured<T>(make: impl FnOnce() -> T) -> (T, usize) {
-    let before = BYTES.get();
-    let made = make();
-    (made, (BYTES.get() - before) as usize)
+    back
 }
 
 const LEASE: u64 = 1_000_000;
@@ -232,12 +214,12 @@ proptest! {
         let agree = |said: usize, counted: usize| {
             assert!(said >= counted && said <= counted + counted / 8 + 1024, "{said}, {counted}");
         };
-        let (copy, counted) = measured(|| churn.space.clone());
-        agree(copy.heap_bytes(), counted);
+        let mut copy = None;
+        let counted = measure(|| copy = Some(churn.space.clone())).bytes_current;
+        agree(copy.unwrap().heap_bytes(), counted as usize);
         let said = churn.space.heap_bytes();
-        let before = BYTES.get();
-        drop(churn.space);
-        agree(said, (before - BYTES.get()) as usize);
+        let freed = measure(|| drop(churn.space)).bytes_current;
+        agree(said, -freed as usize);
     }
 }
 
@@ -274,8 +256,7 @@ fn a_clock_that_goes_back_changes_nothing_about_a_user() {
             come("a", "1", 100);
             come("a", "2", 50);
             (0..others).for_each(|n| come(&format!("u{n}"), "", 60));
-            let reloaded =
-                |space: &Space| if reloads { super::model::reload(space) } else { space.clone() };
+            let reloaded = |space: &Space| if reloads { reload(space) } else { space.clone() };
             let mut space = reloaded(&space);
             assert_eq!(space.user("a", 60).unwrap().joined_at(), 100, "{others} {reloads}");
             space.offline(at(60), "a", Some("1"), 0, &mut Silent);

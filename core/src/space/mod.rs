@@ -6,8 +6,6 @@
 //! one of the few functions of the section "what can happen"; commands, the sweep and replayed
 //! effects only differ in how they get there.
 
-#[cfg(test)]
-mod churn;
 mod effect;
 mod event;
 mod group;
@@ -26,6 +24,7 @@ pub use history::{History, Retention};
 pub use members::{OutOfTime, Outlook, Trail, User};
 pub use record::Record;
 
+use crate::collections::allocated;
 use lines::PastLine;
 use members::{Members, AT_ONCE};
 use record::{Lease, Packed};
@@ -65,17 +64,6 @@ pub fn message_bytes(message: &str) -> usize {
 
 /// A sweep asks whether there is time left after so many events that it removed from a history.
 const TRIMMED_AT_ONCE: usize = 64;
-
-/// The size of the allocation that serves a request of `bytes`: the size classes of jemalloc,
-/// four to a doubling.
-pub fn allocated(bytes: usize) -> usize {
-    match bytes {
-        0 => 0,
-        1..=8 => 8,
-        9..=128 => bytes.next_multiple_of(16),
-        _ => bytes.next_multiple_of((bytes - 1).next_power_of_two() / 8),
-    }
-}
 
 /// The members of a space that has ended, to be freed.
 pub struct Gone(Members);
@@ -380,7 +368,7 @@ impl Space {
         let history = self.history.get_or_insert_default();
         history.push(at.now, &text, at.limits.retention);
         history.forget_lines(self.seq);
-        if history.len() == 0 {
+        if history.is_empty() {
             self.history = None;
         }
     }
@@ -508,7 +496,7 @@ impl Space {
         if let Some(history) = &mut self.history {
             history.truncate_to(keep);
             history.forget_lines(self.seq);
-            if history.len() == 0 {
+            if history.is_empty() {
                 self.history = None;
             }
         }

@@ -10,10 +10,10 @@
 //! Each block has a mark of fixed size. Marks lie by themselves, so close that a look at one costs
 //! much less than a look at a block when there are many.
 
+use super::allocated;
 use super::near::Near;
 use super::paged::Paged;
 use super::Slab;
-use crate::space::allocated;
 
 /// Larger blocks are kept apart.
 const LARGEST: usize = 512;
@@ -166,6 +166,10 @@ impl<M: Copy + Default> Blocks<M> {
     /// Number of blocks.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// The bytes of a block, and possibly some more.

@@ -25,3 +25,14 @@ pub use due_heap::{DueHeap, Positions};
 pub use hash_index::{HashIndex, Place};
 pub use name_hash::{hash_of, NameHash, Print};
 pub use slab::Slab;
+
+/// The size of the allocation that serves a request of `bytes`: the size classes of jemalloc,
+/// four to a doubling.
+pub fn allocated(bytes: usize) -> usize {
+    match bytes {
+        0 => 0,
+        1..=8 => 8,
+        9..=128 => bytes.next_multiple_of(16),
+        _ => bytes.next_multiple_of((bytes - 1).next_power_of_two() / 8),
+    }
+}

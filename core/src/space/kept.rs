@@ -35,7 +35,7 @@ impl Default for Kept {
 fn in_row(row: &[u8]) -> impl Iterator<Item = (u32, Record<'_>)> {
     let (mut rest, mut begin) = (row, 0);
     std::iter::from_fn(move || {
-        let length = Record::of(rest).len();
+        let length = Record::of(rest).byte_len();
         let (record, behind) = rest.split_at_checked(length)?;
         let number = begin;
         (rest, begin) = (behind, begin + length as u32);
@@ -46,7 +46,7 @@ fn in_row(row: &[u8]) -> impl Iterator<Item = (u32, Record<'_>)> {
 /// The bytes that the record of this number has in a row.
 fn bytes_of(row: &[u8], id: u32) -> Option<std::ops::Range<usize>> {
     let begin = id as usize;
-    let end = begin + Record::of(row.get(begin..)?).len();
+    let end = begin + Record::of(row.get(begin..)?).byte_len();
     (end <= row.len()).then_some(begin..end)
 }
 
@@ -58,7 +58,7 @@ impl Kept {
 
     /// Whether such a record can be one of a few.
     pub fn fits_row(record: Record<'_>) -> bool {
-        record.len() <= LARGEST_IN_ROW
+        record.byte_len() <= LARGEST_IN_ROW
     }
 
     /// Number of sessions.
@@ -150,7 +150,7 @@ impl Kept {
             Kept::Row(row) => {
                 let id = row.len() as u32;
                 let mut bytes = std::mem::take(row).into_vec();
-                bytes.reserve_exact(record.len() + size_of::<Timestamp>());
+                bytes.reserve_exact(record.byte_len() + size_of::<Timestamp>());
                 record.append_to(&mut bytes, since);
                 *row = bytes.into();
                 id
@@ -175,7 +175,7 @@ impl Kept {
             Kept::Row(row) => {
                 let Some(place) = bytes_of(row, id) else { return false };
                 let mut bytes = std::mem::take(row).into_vec();
-                bytes.reserve_exact(record.len().saturating_sub(place.len()));
+                bytes.reserve_exact(record.byte_len().saturating_sub(place.len()));
                 bytes.splice(place, record.block().iter().copied());
                 *row = bytes.into();
             }
@@ -225,7 +225,8 @@ impl Kept {
             }
             Kept::Row(row) => {
                 let mut rest = &mut **row;
-                while let Some((bytes, behind)) = rest.split_at_mut_checked(Record::of(rest).len())
+                while let Some((bytes, behind)) =
+                    rest.split_at_mut_checked(Record::of(rest).byte_len())
                 {
                     let mut record = RecordMut::of(bytes);
                     record.set_lease(change(record.read().lease()));

@@ -51,9 +51,12 @@ pub struct HashIndex {
 }
 
 impl HashIndex {
-    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Cache lines of all tables.

@@ -87,6 +87,10 @@ impl<T> Slab<T> {
         self.len
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     pub fn get(&self, id: u32) -> Option<&T> {
         let id = id as usize;
         self.pages.get(id / PAGE)?.entries.get(id % PAGE)?.as_ref()

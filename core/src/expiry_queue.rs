@@ -60,13 +60,17 @@ pub struct DbQueue {
     entries: Entries,
     names: HashIndex,
     order: DueHeap,
-    /// The moment under which the queue stands in [`Agenda::heads`]; none while it is empty.
+    /// The moment under which the queue stands in [`ExpiryQueue::heads`]; none while it is empty.
     head: Option<Timestamp>,
 }
 
 impl DbQueue {
     pub fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     fn find(&self, name: &[u8]) -> Option<u32> {
@@ -139,7 +143,7 @@ struct Look {
 
 /// Spaces by database and name, ordered by when they are due.
 #[derive(Default)]
-pub struct Agenda {
+pub struct ExpiryQueue {
     /// A queue per database. Databases can be swapped, so a queue knows the number of its database.
     queues: Vec<DbQueue>,
     queue_of: BTreeMap<i32, usize>,
@@ -151,9 +155,13 @@ pub struct Agenda {
     look: Option<Look>,
 }
 
-impl Agenda {
+impl ExpiryQueue {
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     fn queue(&mut self, db: i32) -> usize {
@@ -240,7 +248,7 @@ impl Agenda {
         }
     }
 
-    /// Every space is to be looked at once, whenever it is due: see [`Agenda::next_look`].
+    /// Every space is to be looked at once, whenever it is due: see [`ExpiryQueue::next_look`].
     pub fn look_at_all(&mut self) {
         self.look = Some(Look { queue: 0, from: Some(0), ready: Vec::new() });
     }
@@ -344,7 +352,7 @@ mod tests {
     proptest! {
         #[test]
         fn behaves_like_a_map(ops in prop::collection::vec(op(), 0..300)) {
-            let mut agenda = Agenda::default();
+            let mut agenda = ExpiryQueue::default();
             let mut model: BTreeMap<(i32, u8), u64> = BTreeMap::new();
             // Who was there when the look began, was there since, and was not looked at.
             let mut waiting: BTreeSet<(i32, u8)> = BTreeSet::new();
@@ -422,7 +430,7 @@ mod tests {
     /// A swap, and a flush, keep the order over all databases.
     #[test]
     fn a_database_is_forgotten_whole() {
-        let mut agenda = Agenda::default();
+        let mut agenda = ExpiryQueue::default();
         for n in 0..1000u64 {
             agenda.schedule((n % 3) as i32, format!("space{n}").as_bytes(), n);
         }
@@ -437,7 +445,7 @@ mod tests {
 
     #[test]
     fn a_space_takes_little() {
-        let mut agenda = Agenda::default();
+        let mut agenda = ExpiryQueue::default();
         for n in 0..100_000 {
             agenda.schedule(0, format!("space{n:06}").as_bytes(), n);
         }
