@@ -113,7 +113,7 @@ torture: setup build ## random clients and faults against SERVER for SECONDS, an
 	    "$(CARGO)" test --locked --test torture -- --nocapture
 
 .PHONY: unit
-unit: setup-build ## run the core's tests alone: no server, seconds
+unit: ## run the tests of core/ alone, without a server: a minute with the build, then seconds
 	@echo 'unit: cargo test -p presence-core'
 	@"$(CARGO)" test --locked -p presence-core
 
