@@ -17,7 +17,7 @@ mod server;
 #[cfg(not(test))]
 mod module {
     use crate::server::alloc::ServerAlloc;
-    use crate::server::load::init;
+    use crate::server::init::init;
 
     redis_module::redis_module! {
         name: "presence",

@@ -1,11 +1,11 @@
 //! What a call costs: heartbeats, joins, reads.
 
-use crate::figures::Figures;
+use crate::contenders::{in_lists, Shas, System, HEARTBEATS, JOINS};
+use crate::dataset::Shape;
 use crate::load::Load;
-use crate::people::Shape;
 use crate::rounds::{measure, Job};
+use crate::samples::Figures;
 use crate::server::Server;
-use crate::systems::{in_lists, Shas, System, HEARTBEATS, JOINS};
 use crate::{Options, Result};
 
 /// The two ways in which a hundred thousand people are spread.

@@ -1,9 +1,9 @@
 //! The results as files of the repository: docs/benchmarks.md and a chart, docs/benchmarks.svg.
 
 use crate::calls::{figure, SHAPES};
-use crate::figures::Figures;
+use crate::contenders::{System, HEARTBEATS};
 use crate::report::{number, Table};
-use crate::systems::{System, HEARTBEATS};
+use crate::samples::Figures;
 use crate::{Options, Result};
 use std::fmt::Write;
 use std::path::Path;

@@ -2,11 +2,11 @@
 //!
 //! Beside it the same with a key a session, its TTL, and keyspace notifications.
 
-use crate::figures::{percentile, Figures};
+use crate::dataset::{meta, session, user, Shape};
 use crate::growth::parts;
 use crate::load::{Calls, Load, Until};
-use crate::people::{meta, session, user, Shape};
 use crate::resp::{Client, Expect, Skipper};
+use crate::samples::{percentile, Figures};
 use crate::server::{now_ms, now_us, Server};
 use crate::{Options, Result};
 use std::io::Read;
@@ -434,11 +434,11 @@ pub fn heartbeats(options: &Options, figures: &mut Figures) -> Result<()> {
     let shape = people(200_000);
     let mut server = Server::start(options, &settings)?;
     let mut load = Load::connect(&server)?;
-    let sha = crate::systems::Shas::load(&mut server.client)?;
+    let sha = crate::contenders::Shas::load(&mut server.client)?;
     for part in parts(shape.members) {
-        load.all(&mut crate::systems::System::Presence.joins(&shape, part, &sha))?;
+        load.all(&mut crate::contenders::System::Presence.joins(&shape, part, &sha))?;
     }
-    let mut calls = crate::systems::System::Presence.heartbeats(&shape, &sha);
+    let mut calls = crate::contenders::System::Presence.heartbeats(&shape, &sha);
     // Everybody once, so that all that is to grow has grown; and the history of the joins lapses.
     load.all(&mut calls)?;
     let paced = |load: &mut Load, calls: &mut Calls, time: Duration| -> Result<()> {

@@ -1,13 +1,13 @@
 //! How costs grow with sessions and with spaces: all sizes on one server, side by side.
 
 use crate::calls::{figure, filled};
-use crate::figures::Figures;
+use crate::contenders::System;
+use crate::dataset::Shape;
 use crate::load::{Calls, Load};
-use crate::people::Shape;
 use crate::reads::PAGE;
 use crate::resp::Expect;
 use crate::rounds::{measure, Job};
-use crate::systems::System;
+use crate::samples::Figures;
 use crate::{Options, Result};
 
 const fn shape(name: &'static str, prefix: &'static str, spaces: usize, members: usize) -> Shape {

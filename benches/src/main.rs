@@ -3,24 +3,24 @@
 //! and how to read it.
 
 mod calls;
+mod contenders;
+mod dataset;
 mod docs;
 mod expiry;
-mod figures;
 mod growth;
 mod load;
 mod memory;
-mod people;
 mod persistence;
 mod reads;
 mod report;
 mod resp;
 mod rounds;
+mod samples;
 mod scripts;
 mod server;
-mod systems;
 mod targets;
 
-use figures::Figures;
+use samples::Figures;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

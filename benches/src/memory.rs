@@ -1,12 +1,12 @@
 //! What a session takes, and what a million small spaces take: each system on a server of its own.
 
 use crate::calls::{figure, SHAPES};
-use crate::figures::Figures;
+use crate::contenders::{Shas, System};
+use crate::dataset::Shape;
 use crate::growth::parts;
 use crate::load::{Load, Until};
-use crate::people::Shape;
+use crate::samples::Figures;
 use crate::server::Server;
-use crate::systems::{Shas, System};
 use crate::{Options, Result};
 use std::time::{Duration, Instant};
 

@@ -1,11 +1,11 @@
 //! Saving and loading an RDB: processor time, beside the same data in a sorted set and a hash a space.
 
-use crate::figures::Figures;
+use crate::contenders::{plain_pair, Shas, System};
+use crate::dataset::Shape;
 use crate::growth::parts;
 use crate::load::Load;
-use crate::people::Shape;
+use crate::samples::Figures;
 use crate::server::Server;
-use crate::systems::{plain_pair, Shas, System};
 use crate::{Options, Result};
 use std::time::Instant;
 

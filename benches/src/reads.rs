@@ -1,13 +1,13 @@
 //! What it costs to ask: who of many is here, and everybody in a space.
 
 use crate::calls::SHAPES;
-use crate::figures::Figures;
+use crate::contenders::{plain_hash, plain_pair, System, PLAIN_DB};
+use crate::dataset::{user, Random, Shape};
 use crate::load::{Calls, Load};
-use crate::people::{user, Random, Shape};
 use crate::resp::{Client, Expect};
 use crate::rounds::{measure, Job};
+use crate::samples::Figures;
 use crate::server::Server;
-use crate::systems::{plain_hash, plain_pair, System, PLAIN_DB};
 use crate::{Options, Result};
 
 const ASKED: usize = 500;

@@ -1,10 +1,10 @@
 //! What was measured: the tables.
 
 use crate::calls::{figure, LIST, LISTS, SHAPES};
-use crate::figures::Figures;
+use crate::contenders::{System, HEARTBEATS, JOINS};
 use crate::growth::SIZES;
 use crate::memory::{MANY, SESSIONS, SPACES};
-use crate::systems::{System, HEARTBEATS, JOINS};
+use crate::samples::Figures;
 use crate::targets::TARGETS;
 
 /// A table: the first column is text, the others are set to the right.

@@ -4,29 +4,29 @@
 //! something to do from that moment on. Whoever follows it looks at the key and corrects the
 //! entry. One that is stale costs a look; only one that is missing would lose an expiry.
 
-use crate::collections::{hash_of, Blocks, DueHeap, HashIndex, Positions};
+use crate::collections::{hash_of, BlockArena, IndexedHeap, LinearHashIndex, Positions};
 use crate::space::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Ends each block: there may be zeroes behind it.
 const END: u8 = 1;
 
-/// Where in the order by time a space is filed.
+/// Where in the order by time a space is heap_slot.
 type Place = u32;
 
 /// A block each: a space's name and [`END`].
-type Entries = Blocks<Place>;
+type Entries = BlockArena<Place>;
 
 /// The name of a space and its position in the heap.
 struct Entry<'a> {
-    filed: Place,
+    heap_slot: Place,
     name: &'a [u8],
 }
 
 impl<'a> Entry<'a> {
-    fn of(block: &'a [u8], filed: Place) -> Option<Self> {
+    fn of(block: &'a [u8], heap_slot: Place) -> Option<Self> {
         let end = block.iter().rposition(|byte| *byte == END)?;
-        Some(Entry { filed, name: block.get(..end)? })
+        Some(Entry { heap_slot, name: block.get(..end)? })
     }
 
     fn block(name: &[u8]) -> Vec<u8> {
@@ -36,8 +36,8 @@ impl<'a> Entry<'a> {
 
 impl Positions for Entries {
     fn moved(&mut self, id: u32, position: u32) {
-        if let Some(filed) = self.mark_mut(id) {
-            *filed = position;
+        if let Some(heap_slot) = self.mark_mut(id) {
+            *heap_slot = position;
         }
     }
 }
@@ -58,9 +58,9 @@ pub struct DbQueue {
     db: i32,
     /// A removal changes the number of another entry.
     entries: Entries,
-    names: HashIndex,
-    order: DueHeap,
-    /// The moment under which the queue stands in [`ExpiryQueue::heads`]; none while it is empty.
+    names: LinearHashIndex,
+    order: IndexedHeap,
+    /// The moment under which the queue stands in [`ExpiryQueue::root_pointers`]; none while it is empty.
     head: Option<Timestamp>,
 }
 
@@ -83,15 +83,15 @@ impl DbQueue {
     }
 
     fn due_of(&self, id: u32) -> Option<Timestamp> {
-        self.order.due_at(entry(&self.entries, id)?.filed)
+        self.order.due_at(entry(&self.entries, id)?.heap_slot)
     }
 
     /// Returns true if the space is a new entry.
     fn schedule(&mut self, name: &[u8], due: Timestamp) -> bool {
         if let Some(id) = self.find(name) {
-            let Some(Entry { filed, .. }) = entry(&self.entries, id) else { return false };
-            if self.order.due_at(filed) != Some(due) {
-                self.order.refile(filed, due, &mut self.entries);
+            let Some(Entry { heap_slot, .. }) = entry(&self.entries, id) else { return false };
+            if self.order.due_at(heap_slot) != Some(due) {
+                self.order.update(heap_slot, due, &mut self.entries);
             }
             return false;
         }
@@ -103,9 +103,9 @@ impl DbQueue {
     }
 
     fn remove(&mut self, id: u32) {
-        let Some(Entry { filed, .. }) = entry(&self.entries, id) else { return };
+        let Some(Entry { heap_slot, .. }) = entry(&self.entries, id) else { return };
         let hash = name_hash(&self.entries, id);
-        self.order.remove(filed, &mut self.entries);
+        self.order.remove(heap_slot, &mut self.entries);
         let entries = &self.entries;
         self.names.remove(hash, |other| other == id, |other| name_hash(entries, other));
         if let Some(moved) = self.entries.remove(id) {
@@ -115,15 +115,15 @@ impl DbQueue {
 
     /// The space that had the number `old` has the number `new`: tells all who know it.
     fn renumber(&mut self, old: u32, new: u32) {
-        let Some(Entry { filed, .. }) = entry(&self.entries, new) else { return };
-        self.order.rename(filed, new, &mut self.entries);
+        let Some(Entry { heap_slot, .. }) = entry(&self.entries, new) else { return };
+        self.order.rename(heap_slot, new, &mut self.entries);
         self.names.replace(name_hash(&self.entries, new), old, new);
     }
 
     /// The moment at which the entry is due, and its name.
     fn at(&self, id: u32) -> Option<(Timestamp, i32, &[u8])> {
         let entry = entry(&self.entries, id)?;
-        Some((self.order.due_at(entry.filed)?, self.db, entry.name))
+        Some((self.order.due_at(entry.heap_slot)?, self.db, entry.name))
     }
 
     fn heap_bytes(&self) -> usize {
@@ -148,7 +148,7 @@ pub struct ExpiryQueue {
     queues: Vec<DbQueue>,
     queue_of: BTreeMap<i32, usize>,
     /// The queues that are not empty, by the moment at which their first space is due.
-    heads: BTreeSet<(Timestamp, usize)>,
+    root_pointers: BTreeSet<(Timestamp, usize)>,
     /// Entries of all queues.
     len: usize,
     /// Where spaces are still to be looked at.
@@ -175,7 +175,7 @@ impl ExpiryQueue {
         self.queues.get(*self.queue_of.get(&db)?)
     }
 
-    /// Brings [`Self::heads`] up to date with a queue that has changed.
+    /// Brings [`Self::root_pointers`] up to date with a queue that has changed.
     fn update_head(&mut self, at: usize) {
         let Some(queue) = self.queues.get_mut(at) else { return };
         let (old, new) = (queue.head, queue.next_due());
@@ -184,10 +184,10 @@ impl ExpiryQueue {
         }
         queue.head = new;
         if let Some(old) = old {
-            self.heads.remove(&(old, at));
+            self.root_pointers.remove(&(old, at));
         }
         if let Some(new) = new {
-            self.heads.insert((new, at));
+            self.root_pointers.insert((new, at));
         }
     }
 
@@ -210,7 +210,7 @@ impl ExpiryQueue {
         self.update_head(at);
     }
 
-    /// The moment under which a space is filed.
+    /// The moment under which a space is heap_slot.
     pub fn due_of(&self, db: i32, name: &[u8]) -> Option<Timestamp> {
         let queue = self.queue_at(db)?;
         queue.due_of(queue.find(name)?)
@@ -224,7 +224,7 @@ impl ExpiryQueue {
         let gone = std::mem::replace(queue, DbQueue { db, ..DbQueue::default() });
         self.len -= gone.len();
         if let Some(head) = head {
-            self.heads.remove(&(head, at));
+            self.root_pointers.remove(&(head, at));
         }
         Some(gone)
     }
@@ -233,7 +233,7 @@ impl ExpiryQueue {
     pub fn names(&self, db: i32) -> Vec<Box<[u8]>> {
         let entries = self.queue_at(db).into_iter().flat_map(|queue| queue.entries.iter());
         entries
-            .filter_map(|(_, block, filed)| Some(Entry::of(block, *filed)?.name.into()))
+            .filter_map(|(_, block, heap_slot)| Some(Entry::of(block, *heap_slot)?.name.into()))
             .collect()
     }
 
@@ -288,12 +288,12 @@ impl ExpiryQueue {
 
     /// The moment at which the first space is due.
     pub fn next_due(&self) -> Option<Timestamp> {
-        self.heads.first().map(|(due, _)| *due)
+        self.root_pointers.first().map(|(due, _)| *due)
     }
 
     /// The space that is due first: since when, in which database, its name.
     pub fn first(&self) -> Option<(Timestamp, i32, &[u8])> {
-        let (_, at) = self.heads.first()?;
+        let (_, at) = self.root_pointers.first()?;
         let queue = self.queues.get(*at)?;
         let (_, id) = queue.order.peek()?;
         queue.at(id)
@@ -302,7 +302,7 @@ impl ExpiryQueue {
     /// How many spaces are due at `now`; `limit` if there are that many or more.
     pub fn backlog(&self, now: Timestamp, limit: usize) -> usize {
         let mut due = 0;
-        for (_, at) in self.heads.iter().take_while(|(head, _)| *head <= now) {
+        for (_, at) in self.root_pointers.iter().take_while(|(head, _)| *head <= now) {
             let left = limit.saturating_sub(due);
             due += self.queues.get(*at).map_or(0, |queue| queue.order.count_due(now, left));
             if due >= limit {
@@ -352,38 +352,38 @@ mod tests {
     proptest! {
         #[test]
         fn behaves_like_a_map(ops in prop::collection::vec(op(), 0..300)) {
-            let mut agenda = ExpiryQueue::default();
+            let mut queue = ExpiryQueue::default();
             let mut model: BTreeMap<(i32, u8), u64> = BTreeMap::new();
             // Who was there when the look began, was there since, and was not looked at.
             let mut waiting: BTreeSet<(i32, u8)> = BTreeSet::new();
             for op in ops {
                 match op {
                     Op::Schedule(db, number, due) => {
-                        agenda.schedule(db, &name(number), due);
+                        queue.schedule(db, &name(number), due);
                         model.insert((db, number), due);
                     }
                     Op::Forget(db, number) => {
-                        agenda.forget(db, &name(number));
+                        queue.forget(db, &name(number));
                         model.remove(&(db, number));
                     }
                     Op::ForgetDb(db) => {
-                        let gone = agenda.forget_db(db).map_or(0, |gone| gone.len());
+                        let gone = queue.forget_db(db).map_or(0, |gone| gone.len());
                         prop_assert_eq!(gone, model.keys().filter(|(of, _)| *of == db).count());
                         model.retain(|(other, _), _| *other != db);
                     }
                     Op::Swap(a, b) => {
-                        agenda.swap_dbs(a, b);
+                        queue.swap_dbs(a, b);
                         let swap = |db| if db == a { b } else if db == b { a } else { db };
                         model = model.into_iter().map(|((db, name), due)| ((swap(db), name), due)).collect();
                         waiting = waiting.into_iter().map(|(db, name)| (swap(db), name)).collect();
                     }
                     Op::Look(count) => {
-                        if !agenda.has_looks() {
-                            agenda.look_at_all();
+                        if !queue.has_looks() {
+                            queue.look_at_all();
                             waiting = model.keys().copied().collect();
                         }
                         for _ in 0..count {
-                            let Some((due, db, of)) = agenda.next_look() else {
+                            let Some((due, db, of)) = queue.next_look() else {
                                 prop_assert!(waiting.is_empty());
                                 break;
                             };
@@ -394,34 +394,34 @@ mod tests {
                     }
                 }
                 waiting.retain(|key| model.contains_key(key));
-                prop_assert_eq!(agenda.len(), model.len());
-                prop_assert_eq!(agenda.next_due(), model.values().min().copied());
+                prop_assert_eq!(queue.len(), model.len());
+                prop_assert_eq!(queue.next_due(), model.values().min().copied());
                 let due = model.values().filter(|due| **due <= 500).count();
-                prop_assert_eq!(agenda.backlog(500, usize::MAX), due);
-                prop_assert_eq!(agenda.backlog(500, 5), due.min(5));
+                prop_assert_eq!(queue.backlog(500, usize::MAX), due);
+                prop_assert_eq!(queue.backlog(500, 5), due.min(5));
                 for number in 0..3 {
                     let expected = model.get(&(0, number)).copied();
-                    prop_assert_eq!(agenda.due_of(0, &name(number)), expected);
+                    prop_assert_eq!(queue.due_of(0, &name(number)), expected);
                 }
             }
             for db in 0..3 {
-                let names = agenda.names(db);
+                let names = queue.names(db);
                 let expected: BTreeSet<_> =
                     model.keys().filter(|(of, _)| *of == db).map(|(_, number)| name(*number)).collect();
                 prop_assert_eq!(names.into_iter().map(Vec::from).collect::<BTreeSet<_>>(), expected);
             }
-            agenda.look_at_all();
+            queue.look_at_all();
             let mut looked = BTreeMap::new();
-            while let Some((due, db, name)) = agenda.next_look() {
+            while let Some((due, db, name)) = queue.next_look() {
                 prop_assert!(looked.insert((db, name[0]), due).is_none());
             }
             prop_assert_eq!(&looked, &model);
-            prop_assert!(!agenda.has_looks());
-            while let Some((due, db, name)) = agenda.first() {
+            prop_assert!(!queue.has_looks());
+            while let Some((due, db, name)) = queue.first() {
                 let (name, key) = (name.to_vec(), (db, name[0]));
                 prop_assert_eq!(Some(due), model.values().min().copied());
                 prop_assert_eq!(model.remove(&key), Some(due));
-                agenda.forget(db, &name);
+                queue.forget(db, &name);
             }
             prop_assert!(model.is_empty());
         }
@@ -430,28 +430,28 @@ mod tests {
     /// A swap, and a flush, keep the order over all databases.
     #[test]
     fn a_database_is_forgotten_whole() {
-        let mut agenda = ExpiryQueue::default();
+        let mut queue = ExpiryQueue::default();
         for n in 0..1000u64 {
-            agenda.schedule((n % 3) as i32, format!("space{n}").as_bytes(), n);
+            queue.schedule((n % 3) as i32, format!("space{n}").as_bytes(), n);
         }
-        agenda.swap_dbs(0, 1);
-        assert_eq!(agenda.forget_db(1).map(|gone| gone.len()), Some(334));
-        assert_eq!((agenda.len(), agenda.names(1).len(), agenda.next_due()), (666, 0, Some(1)));
-        assert_eq!(agenda.first(), Some((1, 0, &b"space1"[..])));
-        agenda.schedule(1, b"again", 0);
-        assert_eq!(agenda.first(), Some((0, 1, &b"again"[..])));
-        assert_eq!(agenda.forget_db(7).map(|gone| gone.len()), None);
+        queue.swap_dbs(0, 1);
+        assert_eq!(queue.forget_db(1).map(|gone| gone.len()), Some(334));
+        assert_eq!((queue.len(), queue.names(1).len(), queue.next_due()), (666, 0, Some(1)));
+        assert_eq!(queue.first(), Some((1, 0, &b"space1"[..])));
+        queue.schedule(1, b"again", 0);
+        assert_eq!(queue.first(), Some((0, 1, &b"again"[..])));
+        assert_eq!(queue.forget_db(7).map(|gone| gone.len()), None);
     }
 
     #[test]
     fn a_space_takes_little() {
-        let mut agenda = ExpiryQueue::default();
+        let mut queue = ExpiryQueue::default();
         for n in 0..100_000 {
-            agenda.schedule(0, format!("space{n:06}").as_bytes(), n);
+            queue.schedule(0, format!("space{n:06}").as_bytes(), n);
         }
-        let full = agenda.heap_bytes();
+        let full = queue.heap_bytes();
         assert!(full < 100_000 * 45, "{full}");
-        agenda.forget_db(0);
-        assert!(agenda.heap_bytes() < 1000, "{}", agenda.heap_bytes());
+        queue.forget_db(0);
+        assert!(queue.heap_bytes() < 1000, "{}", queue.heap_bytes());
     }
 }

@@ -4,7 +4,9 @@
 
 use allocation_counter::measure;
 use presence_core::codec;
-use presence_core::space::{At, Condition, Limits, MetaChange, Retention, Silent, Space, Trail};
+use presence_core::space::{
+    ChangeCtx, Condition, Limits, Lookup, MetaChange, NullSink, Retention, Space,
+};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -30,22 +32,22 @@ fn reload(space: &Space) -> Space {
 
 const LEASE: u64 = 1_000_000;
 
-fn at(now: u64) -> At<'static> {
-    At { space: b"s", now, limits: limits() }
+fn at(now: u64) -> ChangeCtx<'static> {
+    ChangeCtx { space: b"s", now, limits: limits() }
 }
 
 fn online(space: &mut Space, user: &str, session: &str, lease: u64, meta: MetaChange) {
     let who = (user, session);
-    let mut trail = Trail::default();
-    space.enter(&mut trail, who.0.as_bytes(), |_| {});
-    space.follow(&mut trail, |_| {});
+    let mut lookup = Lookup::default();
+    space.enter(&mut lookup, who.0.as_bytes(), |_| {});
+    space.follow(&mut lookup, |_| {});
     space
-        .online(at(1), &trail, who, lease, meta, Condition::Always, |_| true, &mut Silent)
+        .online(at(1), &lookup, who, lease, meta, Condition::Always, |_| true, &mut NullSink)
         .unwrap();
 }
 
 fn offline(space: &mut Space, user: &str, session: Option<&str>) {
-    space.offline(at(1), user, session, 0, &mut Silent);
+    space.offline(at(1), user, session, 0, &mut NullSink);
 }
 
 /// What happens between two pages.
@@ -247,10 +249,10 @@ fn a_clock_that_goes_back_changes_nothing_about_a_user() {
         for reloads in [false, true] {
             let mut space = Space::new(1);
             let mut come = |user: &str, session: &str, now| {
-                let (trail, who) = (Trail::default(), (user, session));
+                let (lookup, who) = (Lookup::default(), (user, session));
                 let (keep, always) = (MetaChange::Keep, Condition::Always);
                 space
-                    .online(at(now), &trail, who, LEASE, keep, always, |_| true, &mut Silent)
+                    .online(at(now), &lookup, who, LEASE, keep, always, |_| true, &mut NullSink)
                     .unwrap();
             };
             come("a", "1", 100);
@@ -259,7 +261,7 @@ fn a_clock_that_goes_back_changes_nothing_about_a_user() {
             let reloaded = |space: &Space| if reloads { reload(space) } else { space.clone() };
             let mut space = reloaded(&space);
             assert_eq!(space.user("a", 60).unwrap().joined_at(), 100, "{others} {reloads}");
-            space.offline(at(60), "a", Some("1"), 0, &mut Silent);
+            space.offline(at(60), "a", Some("1"), 0, &mut NullSink);
             let space = reloaded(&space);
             assert_eq!(space.user("a", 60).unwrap().joined_at(), 100, "{others} {reloads} heir");
         }

@@ -1,12 +1,12 @@
 //! `PRESENCE._APPLY`: does what a primary, or this server in an earlier life, has decided.
 //! Internal: it travels in the replication stream and in the AOF.
 
-use crate::server::agenda::epoch_given;
 use crate::server::call::Call;
+use crate::server::change_set::ChangeSet;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
 use crate::server::error::{Error, Outcome};
-use crate::server::journal::Journal;
-use crate::server::key::SpaceKey;
+use crate::server::expiry_queue::epoch_given;
+use crate::server::key::SpaceWriteGuard;
 use presence_core::codec;
 use presence_core::space::{Effect, Retention, Space};
 
@@ -33,11 +33,11 @@ impl Command for Apply {
         let name = args.space()?;
         let batch = args.required()?;
         let mut key = call.change_or_create(name)?;
-        let mut journal = Journal::replay();
-        let applied = apply(&mut key, name.bytes(), batch, &mut journal);
+        let mut change_set = ChangeSet::replay();
+        let applied = apply(&mut key, name.bytes(), batch, &mut change_set);
         // What was done until something did not fit is done: it counts, and stands in our own AOF.
         if !key.is_new() || applied.is_ok() {
-            key.commit(&mut journal);
+            key.commit(&mut change_set);
         }
         applied?;
         call.ctx.reply_ok();
@@ -46,10 +46,10 @@ impl Command for Apply {
 }
 
 fn apply(
-    key: &mut SpaceKey<'_>,
+    key: &mut SpaceWriteGuard<'_>,
     name: &[u8],
     batch: &[u8],
-    journal: &mut Journal<'_>,
+    change_set: &mut ChangeSet<'_>,
 ) -> Result<(), Error> {
     let mut unbegun = key.is_new();
     // Each batch tells the settings under which it was made before they matter.
@@ -72,8 +72,8 @@ fn apply(
             _ => {}
         }
         key.space()
-            .apply(name, &effect, &mut retention, journal)
-            .map_err(|misfit| Error::new(format!("the batch does not fit: {}", misfit.0)))?;
+            .apply(name, &effect, &mut retention, change_set)
+            .map_err(|error| Error::new(format!("the batch does not fit: {}", error.0)))?;
     }
     Ok(())
 }

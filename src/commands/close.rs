@@ -1,11 +1,11 @@
 //! `PRESENCE.CLOSE`: the end of a space.
 
-use super::parse::Times;
+use super::parse::ExpiryArgs;
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
+use crate::server::config;
 use crate::server::error::Outcome;
-use crate::server::settings;
-use presence_core::space::At;
+use presence_core::space::ChangeCtx;
 
 pub struct Close;
 
@@ -35,23 +35,23 @@ impl Command for Close {
     fn run(call: &Call) -> Outcome {
         let mut args = call.args();
         let name = args.space()?;
-        let mut times = Times::new("presence.close");
+        let mut times = ExpiryArgs::new("presence.close");
         while args.left() > 0 {
             if !times.take(&mut args, call.now(), false)? {
                 return Err(args.unknown_option());
             }
         }
-        let usual = call.now().saturating_add(settings::retention().ttl);
+        let usual = call.now().saturating_add(config::retention().ttl);
         let until = times.until().unwrap_or(usual);
 
         let Some(mut key) = call.change(name)? else {
             call.ctx.reply_integer(0);
             return Ok(());
         };
-        let mut journal = key.journal();
-        let at = At { space: name.bytes(), now: call.now(), limits: settings::limits() };
-        let closed = key.space().close(at, until, &mut journal);
-        key.commit(&mut journal);
+        let mut change_set = key.change_set();
+        let at = ChangeCtx { space: name.bytes(), now: call.now(), limits: config::limits() };
+        let closed = key.space().close(at, until, &mut change_set);
+        key.commit(&mut change_set);
         call.ctx.reply_integer(i64::from(closed));
         Ok(())
     }

@@ -2,13 +2,13 @@
 
 use super::parse;
 use crate::server::args::{integer, set_once};
+use crate::server::blocked_clients::{self, Wait};
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
+use crate::server::config;
 use crate::server::context::Context;
 use crate::server::error::{Error, Outcome};
-use crate::server::key::SpaceRef;
-use crate::server::settings;
-use crate::server::waiters::{self, Wait};
+use crate::server::key::SpaceReadGuard;
 
 pub struct Events;
 
@@ -60,7 +60,7 @@ impl Command for Events {
         if let Some(block) = block.filter(|_| !call.ctx.may_not_block()) {
             if !has_news(space.as_ref(), &wait, call.now()) {
                 drop(space);
-                match waiters::wait(call.ctx, name, wait, block) {
+                match blocked_clients::wait(call.ctx, name, wait, block) {
                     Ok(()) => return Ok(()),
                     // The server does not block this client: it gets what there is.
                     Err(not_blocked) => wait = not_blocked,
@@ -75,14 +75,14 @@ impl Command for Events {
 
 /// Whether there is something to tell: events, or that some are missing, or that the space is not
 /// the one that was there when the client began to wait.
-pub fn has_news(space: Option<&SpaceRef>, wait: &Wait, now: u64) -> bool {
+pub fn has_news(space: Option<&SpaceReadGuard>, wait: &Wait, now: u64) -> bool {
     // Another epoch is another space, or a new line of history, whose first event is news.
     let epoch = space.map(|space| space.last_id().0);
     if wait.epoch.is_some() && wait.epoch != epoch {
         return true;
     }
     let Some(space) = space else { return is_gone(wait) };
-    let (gap, mut events) = space.events_after(wait.from(), now, settings::retention());
+    let (gap, mut events) = space.events_after(wait.from(), now, config::retention());
     (gap && wait.after.is_some()) || events.next().is_some()
 }
 
@@ -92,7 +92,7 @@ fn is_gone(wait: &Wait) -> bool {
 }
 
 /// The reply, as things are at `now`.
-pub fn reply(ctx: Context, space: Option<&SpaceRef>, wait: &Wait, now: u64) {
+pub fn reply(ctx: Context, space: Option<&SpaceReadGuard>, wait: &Wait, now: u64) {
     ctx.reply_map(3);
     ctx.reply_bulk(b"id");
     ctx.reply_id(space.map_or((0, 0), |space| space.last_id()));
@@ -103,7 +103,7 @@ pub fn reply(ctx: Context, space: Option<&SpaceRef>, wait: &Wait, now: u64) {
         ctx.reply_array(0);
         return;
     };
-    let (gap, events) = space.events_after(wait.from(), now, settings::retention());
+    let (gap, events) = space.events_after(wait.from(), now, config::retention());
     ctx.reply_bool(gap && wait.after.is_some());
     ctx.reply_bulk(b"events");
     ctx.reply_array_of(|| events.take(wait.count).map(|text| ctx.reply_bulk(text)).count());

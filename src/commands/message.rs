@@ -4,9 +4,9 @@ use super::parse;
 use crate::server::args::set_once;
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
+use crate::server::config;
 use crate::server::error::{Error, Outcome};
-use crate::server::settings;
-use presence_core::space::{message_bytes, At};
+use presence_core::space::{message_bytes, ChangeCtx};
 
 pub struct Message;
 
@@ -48,12 +48,12 @@ impl Command for Message {
             return Err(Error::NO_MEMORY);
         }
         let mut key = call.change_or_create(name)?;
-        let mut journal = key.journal();
-        journal.allow_growth();
-        let at = At { space, now: call.now(), limits: settings::limits() };
+        let mut change_set = key.change_set();
+        change_set.allow_growth();
+        let at = ChangeCtx { space, now: call.now(), limits: config::limits() };
         let session = session.unwrap_or("");
-        let id = key.space().message(at, user, session, message, &mut journal);
-        key.commit(&mut journal);
+        let id = key.space().message(at, user, session, message, &mut change_set);
+        key.commit(&mut change_set);
         match id {
             Some(id) => call.ctx.reply_id(id),
             None => call.ctx.reply_null(),

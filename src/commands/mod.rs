@@ -9,17 +9,17 @@ mod offline;
 mod online;
 mod parse;
 mod publish;
+mod reply;
 mod space;
 mod status;
 mod sweep;
 mod unlink;
 mod user;
-mod view;
 
 pub use events::{has_news as events_has_news, reply as events_reply};
 
 use crate::server::context::Context;
-use crate::server::load::{register_all, row, Registration};
+use crate::server::init::{register_all, row, Registration};
 
 const TABLE: [Registration; 13] = [
     row::<online::Online>(),

@@ -1,12 +1,12 @@
 //! `PRESENCE.OFFLINE`: sessions end, at once or unless they come back soon.
 
-use super::parse::{self, Whom, SESSIONS_LIST, USERS_LIST};
+use super::parse::{self, Targets, SESSIONS_LIST, USERS_LIST};
 use crate::server::args::{integer, set_once};
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
+use crate::server::config;
 use crate::server::error::{Error, Outcome};
-use crate::server::settings;
-use presence_core::space::At;
+use presence_core::space::ChangeCtx;
 
 pub struct Offline;
 
@@ -45,7 +45,7 @@ impl Command for Offline {
         let name = args.space()?;
         let whom = parse::whom(&mut args)?;
         let (mut session, mut linger) = (None, None);
-        let is_one = matches!(whom, Whom::One(_));
+        let is_one = matches!(whom, Targets::One(_));
         while args.left() > 0 {
             if is_one && args.take_word("SESSION") {
                 let value = parse::session(args.value_of("SESSION")?)?;
@@ -61,9 +61,9 @@ impl Command for Offline {
             }
         }
         let whom = match whom {
-            Whom::One(user) => vec![(user, session)],
-            Whom::Users(list) => list.into_iter().map(|(user, _)| (user, None)).collect(),
-            Whom::Sessions(list) => {
+            Targets::One(user) => vec![(user, session)],
+            Targets::Users(list) => list.into_iter().map(|(user, _)| (user, None)).collect(),
+            Targets::Sessions(list) => {
                 list.into_iter().map(|(user, session)| (user, Some(session))).collect()
             }
         };
@@ -72,14 +72,14 @@ impl Command for Offline {
             call.ctx.reply_integer(0);
             return Ok(());
         };
-        let mut journal = key.journal();
-        let at = At { space: name.bytes(), now: call.now(), limits: settings::limits() };
+        let mut change_set = key.change_set();
+        let at = ChangeCtx { space: name.bytes(), now: call.now(), limits: config::limits() };
         let linger = linger.unwrap_or(0);
         let gone: usize = whom
             .iter()
-            .map(|(user, session)| key.space().offline(at, user, *session, linger, &mut journal))
+            .map(|(user, session)| key.space().offline(at, user, *session, linger, &mut change_set))
             .sum();
-        key.commit(&mut journal);
+        key.commit(&mut change_set);
         call.ctx.reply_count(gone);
         Ok(())
     }

@@ -1,15 +1,15 @@
 //! `PRESENCE.ONLINE`: a session is alive.
 
-use super::parse::{self, Times, Whom, SESSIONS_LIST, USERS_LIST};
+use super::parse::{self, ExpiryArgs, Targets, SESSIONS_LIST, USERS_LIST};
 use crate::server::args::set_once;
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
+use crate::server::config;
 use crate::server::error::{Error, Outcome};
-use crate::server::foresight;
-use crate::server::key::SpaceKey;
-use crate::server::near;
-use crate::server::settings;
-use presence_core::space::{At, Condition, MetaChange};
+use crate::server::key::SpaceWriteGuard;
+use crate::server::prefetch;
+use crate::server::prefetch_cache;
+use presence_core::space::{ChangeCtx, Condition, MetaChange};
 use std::cell::Cell;
 
 pub struct Online;
@@ -74,15 +74,15 @@ impl Command for Online {
         // The search for the user begins before the rest is read, so that memory is on its way
         // meanwhile. What is wrong with the rest is told first all the same.
         let first = args.peek(0).unwrap_or_default();
-        let (mut trail, foreseen) = foresight::look_ahead(call.ctx.db(), space, first);
+        let (mut lookup, cached) = prefetch_cache::look_ahead(call.ctx.db(), space, first);
         let mut opened = call.change(name);
         if let Ok(Some(key)) = &mut opened {
-            key.enter(&mut trail, first, foreseen);
+            key.enter(&mut lookup, first, cached);
         }
         let whom = parse::whom(&mut args)?;
         let (mut session, mut meta, mut condition) = (None, None, None);
-        let mut times = Times::new("presence.online");
-        let is_one = matches!(whom, Whom::One(_));
+        let mut times = ExpiryArgs::new("presence.online");
+        let is_one = matches!(whom, Targets::One(_));
         while args.left() > 0 {
             if is_one && args.take_word("SESSION") {
                 let value = parse::session(args.value_of("SESSION")?)?;
@@ -99,14 +99,14 @@ impl Command for Online {
             }
         }
         if let Ok(Some(key)) = &mut opened {
-            key.follow(&mut trail);
+            key.follow(&mut lookup);
         }
         let lease = times.lease(call.now())?;
 
-        let mut there = opened?.filter(SpaceKey::is_open);
-        if let (Some(key), Whom::One(user)) = (&mut there, &whom) {
+        let mut there = opened?.filter(SpaceWriteGuard::is_open);
+        if let (Some(key), Targets::One(user)) = (&mut there, &whom) {
             let only_renews = meta.is_none() && condition != Some(Condition::IfAbsent);
-            if only_renews && key.renew(&trail, (user, session.unwrap_or("")), lease) {
+            if only_renews && key.renew(&lookup, (user, session.unwrap_or("")), lease) {
                 call.ctx.reply_count(0);
                 return Ok(());
             }
@@ -117,40 +117,52 @@ impl Command for Online {
             // closed is deleted for the new one.
             None => call.change_or_create(name)?,
         };
-        let mut journal = key.journal();
-        let limits = settings::limits();
-        let at = At { space, now: call.now(), limits };
+        let mut change_set = key.change_set();
+        let limits = config::limits();
+        let at = ChangeCtx { space, now: call.now(), limits };
         let admitted = Cell::new(false);
         let has_memory = |bytes: usize| {
             admitted.set(call.ctx.has_memory(name) && call.ctx.has_room_for(bytes));
             admitted.get()
         };
         let reply = match &whom {
-            Whom::One(user) => {
+            Targets::One(user) => {
                 let who = (*user, session.unwrap_or(""));
                 let meta = meta.map_or(MetaChange::Keep, MetaChange::To);
                 let condition = condition.unwrap_or(Condition::Always);
                 let space = key.space();
-                let came_online =
-                    space.online(at, &trail, who, lease, meta, condition, has_memory, &mut journal);
+                let came_online = space.online(
+                    at,
+                    &lookup,
+                    who,
+                    lease,
+                    meta,
+                    condition,
+                    has_memory,
+                    &mut change_set,
+                );
                 came_online.map(|count| count.map_or(Reply::NotMet, Reply::CameOnline))
             }
-            Whom::Users(list) | Whom::Sessions(list) if condition == Some(Condition::IfPresent) => {
-                let space = key.space();
-                space.renew_many(at, list, lease, near::fetch, &mut journal).map(Reply::LeftOut)
-            }
-            Whom::Users(list) | Whom::Sessions(list) => {
+            Targets::Users(list) | Targets::Sessions(list)
+                if condition == Some(Condition::IfPresent) =>
+            {
                 let space = key.space();
                 space
-                    .online_many(at, list, lease, has_memory, near::fetch, &mut journal)
+                    .renew_many(at, list, lease, prefetch::prefetch, &mut change_set)
+                    .map(Reply::LeftOut)
+            }
+            Targets::Users(list) | Targets::Sessions(list) => {
+                let space = key.space();
+                space
+                    .online_many(at, list, lease, has_memory, prefetch::prefetch, &mut change_set)
                     .map(Reply::CameOnline)
             }
         }
-        .map_err(|refusal| Error::from((refusal, &limits)))?;
+        .map_err(|error| Error::from((error, &limits)))?;
         if admitted.get() {
-            journal.allow_growth();
+            change_set.allow_growth();
         }
-        key.commit(&mut journal);
+        key.commit(&mut change_set);
         match reply {
             Reply::CameOnline(count) => call.ctx.reply_count(count),
             Reply::NotMet => call.ctx.reply_null(),

@@ -1,10 +1,10 @@
 //! What several commands read in the same way.
 
 use crate::server::args::{integer, looks_like_a_count, text, Arg, Args};
+use crate::server::change_set;
 use crate::server::command::{ArgKind, ArgSpec, USER};
+use crate::server::config::{self, ChannelMode};
 use crate::server::error::{quoted, Error};
-use crate::server::journal;
-use crate::server::settings::{self, ChannelMode};
 use presence_core::json;
 use presence_core::space::{Text, MAX_NAME_BYTES, MAX_TIMESTAMP};
 
@@ -47,9 +47,9 @@ pub fn session(bytes: &[u8]) -> Result<&str, Error> {
 pub fn new_space(name: Arg<'_>) -> Result<&[u8], Error> {
     let name = name.bytes();
     utf8(name, "space")?;
-    if settings::channel_mode() == ChannelMode::Sharded
-        && settings::with_channel_prefix(|prefix| {
-            journal::channel(ChannelMode::Sharded, prefix, name)
+    if config::channel_mode() == ChannelMode::Sharded
+        && config::with_channel_prefix(|prefix| {
+            change_set::channel(ChannelMode::Sharded, prefix, name)
         })
         .is_none()
     {
@@ -62,7 +62,7 @@ pub fn new_space(name: Arg<'_>) -> Result<&[u8], Error> {
 
 /// A message: any text.
 pub fn message(bytes: &[u8]) -> Result<&str, Error> {
-    let limit = settings::max_message_bytes();
+    let limit = config::max_message_bytes();
     if bytes.len() > limit {
         return Err(Error::new(format!(
             "message is longer than presence.max-message-bytes ({limit})"
@@ -86,7 +86,7 @@ pub fn event_id(bytes: &[u8]) -> Result<(u64, u64), Error> {
 
 /// Metadata: a JSON value. `null` is none.
 pub fn meta(bytes: &[u8]) -> Result<Text<'_>, Error> {
-    let limit = settings::max_meta_bytes();
+    let limit = config::max_meta_bytes();
     if bytes.len() > limit {
         return Err(Error::new(format!("META is longer than presence.max-meta-bytes ({limit})")));
     }
@@ -96,15 +96,15 @@ pub fn meta(bytes: &[u8]) -> Result<Text<'_>, Error> {
 }
 
 /// How long from a moment, or until when.
-pub struct Times {
+pub struct ExpiryArgs {
     /// The command, for the error.
     command: &'static str,
     until: Option<u64>,
 }
 
-impl Times {
+impl ExpiryArgs {
     pub fn new(command: &'static str) -> Self {
-        Times { command, until: None }
+        ExpiryArgs { command, until: None }
     }
 
     fn invalid(&self) -> Error {
@@ -145,11 +145,11 @@ impl Times {
     /// The lease that was given or is usual; one that is too long is refused.
     pub fn lease(&self, now: u64) -> Result<u64, Error> {
         match self.until {
-            None => Ok(now.saturating_add(settings::lease_ttl_ms())),
-            Some(until) if until - now > settings::max_lease_ttl_ms() => Err(Error::new(format!(
+            None => Ok(now.saturating_add(config::lease_ttl_ms())),
+            Some(until) if until - now > config::max_lease_ttl_ms() => Err(Error::new(format!(
                 "invalid expire time in '{}' command: longer than presence.max-lease-ttl-ms ({})",
                 self.command,
-                settings::max_lease_ttl_ms()
+                config::max_lease_ttl_ms()
             ))),
             Some(until) => Ok(until),
         }
@@ -191,8 +191,8 @@ pub const SESSIONS_LIST: ArgSpec = ArgSpec::new(
     ]),
 );
 
-/// Whom a command is about.
-pub enum Whom<'a> {
+/// Targets a command is about.
+pub enum Targets<'a> {
     /// One user. `session` says which, and whether that was said.
     One(&'a str),
     /// `USERS n …`, each with an empty session.
@@ -203,11 +203,11 @@ pub enum Whom<'a> {
 
 /// Reads `user`, `USERS n user …` or `SESSIONS n user session …`. It is a list only where a number
 /// follows the word.
-pub fn whom<'a>(args: &mut Args<'a>) -> Result<Whom<'a>, Error> {
+pub fn whom<'a>(args: &mut Args<'a>) -> Result<Targets<'a>, Error> {
     let counted = |args: &Args<'a>| args.peek(1).is_some_and(looks_like_a_count);
     let is_list = |word: &&str| args.is_word(word) && counted(args);
     let Some(word) = ["USERS", "SESSIONS"].into_iter().find(is_list) else {
-        return Ok(Whom::One(user(args.required()?)?));
+        return Ok(Targets::One(user(args.required()?)?));
     };
     args.take_word(word);
     let width = if word == "USERS" { 1 } else { 2 };
@@ -225,10 +225,10 @@ pub fn whom<'a>(args: &mut Args<'a>) -> Result<Whom<'a>, Error> {
         for name in names {
             list.push((user(name.bytes())?, ""));
         }
-        return Ok(Whom::Users(list));
+        return Ok(Targets::Users(list));
     }
     for [name, of_session] in names.as_chunks().0 {
         list.push((user(name.bytes())?, session(of_session.bytes())?));
     }
-    Ok(Whom::Sessions(list))
+    Ok(Targets::Sessions(list))
 }

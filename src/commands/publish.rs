@@ -3,8 +3,8 @@
 
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec};
+use crate::server::config::ChannelMode;
 use crate::server::error::{Error, Outcome};
-use crate::server::settings::ChannelMode;
 
 pub struct Publish;
 

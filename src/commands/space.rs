@@ -1,12 +1,12 @@
 //! `PRESENCE.SPACE`: who is here, at once or page by page.
 
-use super::{parse, view};
+use super::{parse, reply};
 use crate::server::args::{set_once, unsigned};
 use crate::server::call::Call;
 use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
 use crate::server::context::Context;
 use crate::server::error::{Error, Outcome};
-use crate::server::near;
+use crate::server::prefetch;
 use presence_core::collections::hash_of;
 use presence_core::space::User;
 use std::sync::LazyLock;
@@ -57,7 +57,9 @@ impl Command for Space {
         // A page is gathered before its members are sent, so that the cursor can come first, as
         // the contract has it.
         let (page, next) = match space.as_ref().filter(|_| is_page) {
-            Some(space) => space.page(from, count.unwrap_or(usize::MAX), call.now(), near::fetch),
+            Some(space) => {
+                space.page(from, count.unwrap_or(usize::MAX), call.now(), prefetch::prefetch)
+            }
             None => (Vec::new(), None),
         };
         ctx.reply_map(5);
@@ -88,7 +90,7 @@ fn reply_member(ctx: Context, user: &User<'_>, with_sessions: bool) {
     ctx.reply_bulk(b"user");
     ctx.reply_bulk(user.name());
     ctx.reply_bulk(b"sessions");
-    view::reply_sessions(ctx, user);
+    reply::reply_sessions(ctx, user);
 }
 
 /// Places are those of one process: loaded again, or on another node, the same users have others.

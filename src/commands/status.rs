@@ -4,7 +4,7 @@ use super::parse;
 use crate::server::call::Call;
 use crate::server::command::{Access, Command, Spec, SPACE, USER};
 use crate::server::error::Outcome;
-use crate::server::near;
+use crate::server::prefetch;
 
 pub struct Status;
 
@@ -32,7 +32,7 @@ impl Command for Status {
         call.ctx.reply_array(users.len());
         match &space {
             Some(space) => {
-                let counts = space.statuses(&users, call.now(), near::fetch);
+                let counts = space.statuses(&users, call.now(), prefetch::prefetch);
                 counts.into_iter().for_each(|count| call.ctx.reply_count(count));
             }
             None => users.iter().for_each(|_| call.ctx.reply_integer(0)),

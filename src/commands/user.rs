@@ -1,6 +1,6 @@
 //! `PRESENCE.USER`: one user, with all sessions.
 
-use super::{parse, view};
+use super::{parse, reply};
 use crate::server::call::Call;
 use crate::server::command::{Access, Command, Spec, SPACE, USER};
 use crate::server::error::Outcome;
@@ -35,7 +35,7 @@ impl Command for User {
         call.ctx.reply_bulk(b"joined_at");
         call.ctx.reply_count(user.joined_at());
         call.ctx.reply_bulk(b"sessions");
-        view::reply_sessions(call.ctx, &user);
+        reply::reply_sessions(call.ctx, &user);
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use super::args::{Arg, Args};
 use super::clock::Clock;
 use super::context::Context;
 use super::error::Error;
-use super::key::{SpaceKey, SpaceRef};
+use super::key::{SpaceReadGuard, SpaceWriteGuard};
 use presence_core::space::MAX_SPACE_BYTES;
 
 /// The arguments, the time, and the way to the keyspace and back to the client.
@@ -30,8 +30,8 @@ impl<'a> Call<'a> {
     }
 
     /// The space of that name, for reading; none where there is no such key.
-    pub fn read(&self, name: Arg<'a>) -> Result<Option<SpaceRef>, Error> {
-        let space = SpaceRef::open(self.ctx, name, &self.clock)?;
+    pub fn read(&self, name: Arg<'a>) -> Result<Option<SpaceReadGuard>, Error> {
+        let space = SpaceReadGuard::open(self.ctx, name, &self.clock)?;
         if space.is_none() {
             check_length(name)?;
         }
@@ -39,8 +39,8 @@ impl<'a> Call<'a> {
     }
 
     /// The space of that name, to be changed; none where there is no such key.
-    pub fn change(&self, name: Arg<'a>) -> Result<Option<SpaceKey<'_>>, Error> {
-        let space = SpaceKey::open(self.ctx, name, &self.clock)?;
+    pub fn change(&self, name: Arg<'a>) -> Result<Option<SpaceWriteGuard<'_>>, Error> {
+        let space = SpaceWriteGuard::open(self.ctx, name, &self.clock)?;
         if space.is_none() {
             check_length(name)?;
         }
@@ -49,12 +49,12 @@ impl<'a> Call<'a> {
 
     /// The space of that name, to be changed; a new one where there is no such key, which becomes
     /// a key if something happens in it.
-    pub fn change_or_create(&self, name: Arg<'a>) -> Result<SpaceKey<'_>, Error> {
+    pub fn change_or_create(&self, name: Arg<'a>) -> Result<SpaceWriteGuard<'_>, Error> {
         // What was decided elsewhere is done under any name.
         if check_length(name).is_err() && !self.ctx.is_replaying() {
             self.read(name)?;
         }
-        SpaceKey::open_or_create(self.ctx, name, &self.clock)
+        SpaceWriteGuard::open_or_create(self.ctx, name, &self.clock)
     }
 }
 

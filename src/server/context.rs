@@ -1,8 +1,8 @@
 //! A call of the server into the module, and what can be asked of the server during it.
 
 use super::args::Arg;
+use super::config::ChannelMode;
 use super::core_commands::{self, DEL, PUBLISH, SPUBLISH, UNLINK};
-use super::settings::ChannelMode;
 use redis_module::raw;
 use std::ffi::{c_int, CStr};
 use std::io::ErrorKind;
@@ -236,7 +236,7 @@ impl Context {
         }
     }
 
-    /// Tells replicas, the AOF, WATCH and the listeners of keyspace events that a key was deleted.
+    /// Tells replicas, the AOF, WATCH and the propagation targets of keyspace events that a key was deleted.
     pub fn replicate_deletion(self, key: Arg<'_>) {
         let own = core_commands::OWN_UNLINK;
         let command = UNLINK.name().or(DEL.name()).unwrap_or(own);

@@ -1,13 +1,13 @@
 //! The space as a value of the server: saved, loaded, copied, measured, freed.
 
-use super::agenda;
 use super::args::Arg;
-use super::arrivals;
+use super::blocked_clients;
+use super::change_set;
+use super::config;
 use super::context::Context;
-use super::journal;
-use super::key::Held;
-use super::settings;
-use super::waiters;
+use super::expiry_queue;
+use super::key::SpaceValue;
+use super::key_moves;
 use presence_core::codec;
 use presence_core::space::{Effect, Space, MAX_ID_NUMBER};
 use redis_module::raw;
@@ -59,12 +59,12 @@ pub fn register(ctx: Context) -> bool {
 
 /// # Safety
 /// `value` is a value of our type that lives, unchanged, as long as the reference is used.
-unsafe fn held<'a>(value: *const c_void) -> &'a Held {
-    &*value.cast::<Held>()
+unsafe fn value_of<'a>(value: *const c_void) -> &'a SpaceValue {
+    &*value.cast::<SpaceValue>()
 }
 
 /// Batches of effects that make up a space, each given to `take`.
-fn batches(held: &Held, mut take: impl FnMut(&[u8])) {
+fn batches(held: &SpaceValue, mut take: impl FnMut(&[u8])) {
     let mut batch = Vec::with_capacity(BATCH_BYTES + 1024);
     codec::begin(&mut batch);
     held.space.dump(|effect| {
@@ -87,7 +87,7 @@ unsafe extern "C" fn rdb_save(io: *mut raw::RedisModuleIO, value: *mut c_void) {
         // SAFETY: a buffer with its length. Errors of the file are the server's to notice.
         unsafe { api!(RedisModule_SaveStringBuffer(io, bytes.as_ptr().cast(), bytes.len())) }
     };
-    batches(held(value), save);
+    batches(value_of(value), save);
     save(&[]);
 }
 
@@ -95,21 +95,21 @@ unsafe extern "C" fn rdb_load(io: *mut raw::RedisModuleIO, encoding: c_int) -> *
     let loading = raw::REDISMODULE_CTX_FLAGS_LOADING | raw::REDISMODULE_CTX_FLAGS_ASYNC_LOADING;
     let flags = api!(RedisModule_GetContextFlags(std::ptr::null_mut())) as u32;
     // Not from a file or a primary.
-    let is_restore = flags & loading == 0 && !agenda::is_loading_aside();
+    let is_restore = flags & loading == 0 && !expiry_queue::is_loading_aside();
     match load(io, encoding, is_restore) {
         Ok(held) => {
             let held = Box::new(held);
             if !is_restore {
-                agenda::epoch_given(held.space.last_id().0);
+                expiry_queue::epoch_given(held.space.last_id().0);
             }
             let name = api!(RedisModule_GetKeyNameFromIO(io));
             if !name.is_null() {
                 let db = api!(RedisModule_GetDbIdFromIO(io));
-                let due = held.space.next_due(settings::retention());
+                let due = held.space.next_due(config::retention());
                 let name = Arg::from_raw(name.cast_mut()).bytes();
-                agenda::loading(db, name, due);
+                expiry_queue::loading(db, name, due);
                 if is_restore {
-                    arrivals::expect(db, name);
+                    key_moves::expect(db, name);
                 }
             }
             Box::into_raw(held).cast()
@@ -133,7 +133,7 @@ unsafe fn load(
     io: *mut raw::RedisModuleIO,
     encoding: c_int,
     is_restore: bool,
-) -> Result<Held, &'static str> {
+) -> Result<SpaceValue, &'static str> {
     if encoding != ENCODING {
         return Err("its layout is of an unknown version of the module");
     }
@@ -166,7 +166,7 @@ unsafe fn load(
         if is_restore && epoch.max(seq) > MAX_RESTORED {
             return Err("an epoch or seq is out of range");
         }
-        let mut held = Held::new(space);
+        let mut held = SpaceValue::new(space);
         if is_line_due {
             held.set_line_due();
         }
@@ -185,7 +185,7 @@ fn restore(space: &mut Space, batch: &[u8], begun: &mut bool) -> Result<bool, &'
         }
         *begun = true;
         is_line_due |= effect == Effect::LineDue;
-        space.restore(&effect).map_err(|misfit| misfit.0)?;
+        space.restore(&effect).map_err(|error| error.0)?;
     }
     Ok(is_line_due)
 }
@@ -195,12 +195,12 @@ unsafe extern "C" fn aof_rewrite(
     key: *mut raw::RedisModuleString,
     value: *mut c_void,
 ) {
-    batches(held(value), |batch| {
+    batches(value_of(value), |batch| {
         // SAFETY: the format names a string of the server and a buffer with its length.
         unsafe {
             api!(RedisModule_EmitAOF(
                 io,
-                journal::APPLY.as_ptr(),
+                change_set::APPLY.as_ptr(),
                 c"sb".as_ptr(),
                 key,
                 batch.as_ptr(),
@@ -213,7 +213,7 @@ unsafe extern "C" fn aof_rewrite(
 /// Equal for spaces of equal content, in whatever order they hold it.
 unsafe extern "C" fn digest(digest: *mut raw::RedisModuleDigest, value: *mut c_void) {
     let mut bytes = Vec::new();
-    held(value).space.dump(|effect| {
+    value_of(value).space.dump(|effect| {
         bytes.clear();
         codec::encode(&mut bytes, effect);
         // SAFETY: a buffer with its length.
@@ -226,7 +226,7 @@ unsafe extern "C" fn digest(digest: *mut raw::RedisModuleDigest, value: *mut c_v
 
 /// May be called in a thread that frees in the background.
 unsafe extern "C" fn free(value: *mut c_void) {
-    drop(Box::from_raw(value.cast::<Held>()));
+    drop(Box::from_raw(value.cast::<SpaceValue>()));
 }
 
 unsafe extern "C" fn mem_usage(
@@ -234,14 +234,14 @@ unsafe extern "C" fn mem_usage(
     value: *const c_void,
     _samples: usize,
 ) -> usize {
-    held(value).bytes()
+    value_of(value).bytes()
 }
 
 /// How many allocations it takes to free: above 64 the server does it in the background.
 unsafe extern "C" fn free_effort(_: *mut raw::RedisModuleKeyOptCtx, value: *const c_void) -> usize {
-    let (_, sessions) = held(value).space.stored();
+    let (_, sessions) = value_of(value).space.stored();
     // 0 would mean that the effort is not worth knowing and always left to the background.
-    1 + sessions + held(value).space.history().map_or(0, |history| history.len())
+    1 + sessions + value_of(value).space.history().map_or(0, |history| history.len())
 }
 
 /// The key is no longer in the keyspace under this name: deleted, expired, evicted, renamed,
@@ -253,13 +253,13 @@ unsafe extern "C" fn unlink(ctx: *mut raw::RedisModuleKeyOptCtx, value: *const c
     }
     let name = Arg::from_raw(name.cast_mut()).bytes();
     let db = api!(RedisModule_GetDbIdFromOptCtx(ctx));
-    agenda::forget(db, name);
-    waiters::wake(db, name);
-    arrivals::left(db, name);
-    let (epoch, _) = held(value).space.last_id();
+    expiry_queue::forget(db, name);
+    blocked_clients::wake(db, name);
+    key_moves::left(db, name);
+    let (epoch, _) = value_of(value).space.last_id();
     // Inside a transaction or script, a new space can begin at the moment at which that began.
     let now = super::clock::earliest();
-    agenda::epoch_ended(db, name, epoch, now);
+    expiry_queue::epoch_ended(db, name, epoch, now);
 }
 
 unsafe extern "C" fn copy(
@@ -269,7 +269,7 @@ unsafe extern "C" fn copy(
     let name = api!(RedisModule_GetToKeyNameFromOptCtx(ctx));
     if !name.is_null() {
         let db = api!(RedisModule_GetToDbIdFromOptCtx(ctx));
-        arrivals::expect(db, Arg::from_raw(name.cast_mut()).bytes());
+        key_moves::expect(db, Arg::from_raw(name.cast_mut()).bytes());
     }
-    Box::into_raw(Box::new(held(value).copied())).cast()
+    Box::into_raw(Box::new(value_of(value).copied())).cast()
 }

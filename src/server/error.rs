@@ -1,6 +1,6 @@
 //! What a client is told when something is wrong.
 
-use presence_core::space::Refusal;
+use presence_core::space::OnlineError;
 use std::borrow::Cow;
 use std::fmt::Write;
 
@@ -57,16 +57,16 @@ pub fn quoted(bytes: &[u8]) -> String {
     format!("'{shown}'")
 }
 
-impl From<(Refusal, &presence_core::space::Limits)> for Error {
-    fn from((refusal, limits): (Refusal, &presence_core::space::Limits)) -> Self {
-        match refusal {
-            Refusal::Closed => Error::CLOSED,
-            Refusal::NoMemory => Error::NO_MEMORY,
-            Refusal::SessionsPerUser => Error::new(format!(
+impl From<(OnlineError, &presence_core::space::Limits)> for Error {
+    fn from((error, limits): (OnlineError, &presence_core::space::Limits)) -> Self {
+        match error {
+            OnlineError::Closed => Error::CLOSED,
+            OnlineError::NoMemory => Error::NO_MEMORY,
+            OnlineError::SessionsPerUser => Error::new(format!(
                 "limit reached: presence.max-sessions-per-user is {}",
                 limits.sessions_per_user
             )),
-            Refusal::Users => Error::new(format!(
+            OnlineError::Users => Error::new(format!(
                 "limit reached: presence.max-users-per-space is {}",
                 limits.users
             )),

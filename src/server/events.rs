@@ -2,7 +2,7 @@
 
 use super::args::Arg;
 use super::context::{Context, OwnedString};
-use super::{agenda, arrivals, key, listeners, settings, sweep, waiters};
+use super::{blocked_clients, config, expiry_queue, key, key_moves, propagation_targets, sweep};
 use redis_module::raw;
 use std::ffi::{c_char, c_int, c_void, CStr};
 
@@ -52,7 +52,7 @@ unsafe extern "C" fn on_keyspace(
     } else if event == b"loaded" {
         // The key is an object on the server's stack: its bytes are read, it is not opened.
         let ctx = Context::from_raw(ctx);
-        agenda::loaded(ctx.db(), Arg::from_raw(key).bytes());
+        expiry_queue::loaded(ctx.db(), Arg::from_raw(key).bytes());
     }
     raw::REDISMODULE_OK as c_int
 }
@@ -68,8 +68,8 @@ unsafe extern "C" fn on_flush(
     }
     let info = &*data.cast::<raw::RedisModuleFlushInfo>();
     let db = (info.dbnum >= 0).then_some(info.dbnum);
-    agenda::flushed(db);
-    waiters::wake_flushed(db);
+    expiry_queue::flushed(db);
+    blocked_clients::wake_flushed(db);
 }
 
 unsafe extern "C" fn on_swap(
@@ -82,10 +82,10 @@ unsafe extern "C" fn on_swap(
         return;
     }
     let info = &*data.cast::<raw::RedisModuleSwapDbInfo>();
-    agenda::swapped(info.dbnum_first, info.dbnum_second);
-    arrivals::swapped(info.dbnum_first, info.dbnum_second);
-    waiters::wake_db(Some(info.dbnum_first));
-    waiters::wake_db(Some(info.dbnum_second));
+    expiry_queue::swapped(info.dbnum_first, info.dbnum_second);
+    key_moves::swapped(info.dbnum_first, info.dbnum_second);
+    blocked_clients::wake_db(Some(info.dbnum_first));
+    blocked_clients::wake_db(Some(info.dbnum_second));
     let ctx = Context::from_raw(ctx);
     sweep::arm(ctx, ctx.now());
 }
@@ -94,11 +94,11 @@ unsafe extern "C" fn on_swap(
 /// last events of the server before it.
 fn begin_to_decide(ctx: Context) {
     let now = ctx.now();
-    let grace = settings::restart_grace_ms();
+    let grace = config::restart_grace_ms();
     key::begin_to_decide(if grace > 0 { now + grace } else { 0 });
     if grace > 0 {
         // Replicas and the AOF are told soon, not when the old leases end.
-        agenda::look_at_all();
+        expiry_queue::look_at_all();
     }
     sweep::arm(ctx, now);
 }
@@ -109,7 +109,7 @@ unsafe extern "C" fn on_role(
     subevent: u64,
     _: *mut c_void,
 ) {
-    listeners::may_come();
+    propagation_targets::may_come();
     if subevent == raw::REDISMODULE_EVENT_REPLROLECHANGED_NOW_MASTER {
         begin_to_decide(Context::from_raw(ctx));
     } else {
@@ -124,7 +124,7 @@ unsafe extern "C" fn on_loading(
     _: *mut c_void,
 ) {
     let ctx = Context::from_raw(ctx);
-    listeners::may_come();
+    propagation_targets::may_come();
     if subevent == raw::REDISMODULE_SUBEVENT_LOADING_ENDED {
         if ctx.is_primary() {
             begin_to_decide(ctx);
@@ -141,16 +141,16 @@ unsafe extern "C" fn on_load_aside(
     _: *mut c_void,
 ) {
     match subevent {
-        raw::REDISMODULE_SUBEVENT_REPL_ASYNC_LOAD_STARTED => agenda::begin_aside(),
+        raw::REDISMODULE_SUBEVENT_REPL_ASYNC_LOAD_STARTED => expiry_queue::begin_aside(),
         raw::REDISMODULE_SUBEVENT_REPL_ASYNC_LOAD_COMPLETED => {
             let ctx = Context::from_raw(ctx);
-            if !agenda::take_aside() {
+            if !expiry_queue::take_aside() {
                 find_databases(ctx);
             }
-            waiters::wake_db(None);
+            blocked_clients::wake_db(None);
             sweep::arm(ctx, ctx.now());
         }
-        _ => agenda::drop_aside(),
+        _ => expiry_queue::drop_aside(),
     }
 }
 
@@ -163,8 +163,8 @@ fn find_databases(ctx: Context) {
         return;
     }
     dbs.push(0);
-    for name in agenda::names(0) {
-        agenda::forget(0, &name);
+    for name in expiry_queue::names(0) {
+        expiry_queue::forget(0, &name);
         let name = OwnedString::new(&name);
         for db in &dbs {
             if ctx.select_db(*db) {
@@ -191,7 +191,7 @@ unsafe extern "C" fn on_config(
     let names = std::slice::from_raw_parts(change.config_names, change.num_changes as usize);
     if names.iter().any(|name| CStr::from_ptr(*name).to_bytes().starts_with(b"presence.history-")) {
         let ctx = Context::from_raw(ctx);
-        agenda::look_at_all();
+        expiry_queue::look_at_all();
         sweep::arm(ctx, ctx.now());
     }
 }

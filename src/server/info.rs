@@ -1,6 +1,6 @@
 //! The module's section of `INFO`.
 
-use super::{agenda, stats};
+use super::{expiry_queue, stats};
 use redis_module::raw;
 use std::ffi::{c_int, CStr};
 
@@ -30,7 +30,7 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
     };
     let now = super::key::server_time();
     let (spaces, users, sessions, bytes) = stats::totals();
-    let (_, agenda_bytes) = agenda::size();
+    let (_, agenda_bytes) = expiry_queue::size();
     let gauge = |value: i64| u64::try_from(value).unwrap_or(0);
     add(c"spaces", gauge(spaces));
     add(c"users", gauge(users));
@@ -42,7 +42,7 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
     add(c"events_published", stats::EVENTS.get());
     add(c"messages", stats::MESSAGES.get());
     add(c"sweeps", stats::SWEEPS.get());
-    add(c"sweep_backlog", agenda::backlog(now, MOST_BACKLOG) as u64);
+    add(c"sweep_backlog", expiry_queue::backlog(now, MOST_BACKLOG) as u64);
     add(c"queue_repairs", stats::QUEUE_REPAIRS.get());
     add(c"sweep_lag_last_ms", stats::LAGS.last.get());
     add(c"sweep_lag_max_ms", stats::LAGS.max.get());

@@ -1,21 +1,21 @@
 //! A space in the keyspace: opened, changed, and its changes handed on.
 
-use super::agenda;
 use super::args::Arg;
+use super::blocked_clients;
+use super::change_set::{self, ChangeSet};
 use super::clock::Clock;
+use super::config;
 use super::context::Context;
 use super::datatype;
 use super::error::Error;
-use super::foresight::Foreseen;
-use super::journal::{self, Journal};
-use super::listeners;
-use super::near;
-use super::settings;
+use super::expiry_queue;
+use super::prefetch;
+use super::prefetch_cache::CachedLayout;
+use super::propagation_targets;
 use super::stats::{self, Size};
 use super::sweep;
-use super::waiters;
 use presence_core::collections::hash_of;
-use presence_core::space::{Silent, Sink, Space, Trail};
+use presence_core::space::{Lookup, NullSink, Sink, Space};
 use redis_module::raw;
 use std::ffi::c_int;
 use std::ptr::NonNull;
@@ -25,10 +25,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 const NEVER: u64 = u64::MAX;
 
 /// The value of a key: a space and what this process keeps about it.
-pub struct Held {
+pub struct SpaceValue {
     pub space: Space,
     seen: Seen,
-    /// Under which moment the agenda has it; [`NEVER`] where it has not.
+    /// Under which moment the expiry queue has it; [`NEVER`] where it has not.
     scheduled: u64,
     counted: Size,
     /// When this process got it (unix ms).
@@ -37,7 +37,7 @@ pub struct Held {
 
 // A server may have very many of these, each an allocation: this is the size of a class.
 #[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<Held>() == 96);
+const _: () = assert!(size_of::<SpaceValue>() == 96);
 
 /// How often this server has begun or ceased to decide. Only the server's main thread writes these
 /// three; they are looked at in each call, and a thread's own are not found as quickly.
@@ -115,10 +115,10 @@ pub fn server_time() -> u64 {
     u64::try_from(unsafe { api!(RedisModule_Milliseconds()) }).unwrap_or(0)
 }
 
-impl Held {
+impl SpaceValue {
     pub fn new(space: Space) -> Self {
         stats::space_came();
-        let mut held = Held {
+        let mut held = SpaceValue {
             space,
             seen: Seen::now(0),
             scheduled: NEVER,
@@ -131,7 +131,7 @@ impl Held {
 
     /// Another key's value that is the same.
     pub fn copied(&self) -> Self {
-        let mut copy = Held::new(self.space.clone());
+        let mut copy = SpaceValue::new(self.space.clone());
         copy.seen = self.seen;
         copy
     }
@@ -141,7 +141,7 @@ impl Held {
         if !self.seen.is_last() {
             let until = GRACE_UNTIL.load(Relaxed);
             if until > 0 {
-                self.space.grant_grace(until, &mut Silent);
+                self.space.grant_grace(until, &mut NullSink);
             }
             let is_line_due = self.seen.is_line_due();
             self.seen = Seen::now(if until > 0 { Seen::UNTOLD } else { 0 });
@@ -161,7 +161,7 @@ impl Held {
 
     /// Bytes of memory, in constant time.
     pub fn bytes(&self) -> usize {
-        size_of::<Held>() + self.space.heap_bytes()
+        size_of::<SpaceValue>() + self.space.heap_bytes()
     }
 
     /// Brings the totals up to date with this space.
@@ -172,21 +172,21 @@ impl Held {
         self.counted = size;
     }
 
-    /// Files the space in the agenda where it is due earlier than the agenda knows.
+    /// Files the space in the expiry queue where it is due earlier than the expiry queue knows.
     pub fn schedule(&mut self, db: i32, name: &[u8]) {
-        let due = self.space.next_due(settings::retention());
+        let due = self.space.next_due(config::retention());
         if due < self.scheduled {
             self.schedule_at(db, name, due);
         }
     }
 
-    /// Whether the agenda must be told of a lease that ends at this moment.
+    /// Whether the expiry queue must be told of a lease that ends at this moment.
     fn may_be_due_before(&self, lease: u64) -> bool {
         lease < self.scheduled
     }
 
     fn schedule_at(&mut self, db: i32, name: &[u8], due: u64) {
-        agenda::schedule(db, name, due);
+        expiry_queue::schedule(db, name, due);
         self.scheduled = due;
     }
 
@@ -197,7 +197,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for SpaceValue {
     /// May run in a thread of the server that frees in the background: touches atomics only.
     fn drop(&mut self) {
         stats::space_went();
@@ -222,14 +222,15 @@ impl Opened {
     }
 
     /// The space at the key; none where the key is empty.
-    fn value(&self) -> Result<Option<NonNull<Held>>, Error> {
-        // SAFETY: the key is open. Its value is of our type, so it is a `Held`, which lives at
+    fn value(&self) -> Result<Option<NonNull<SpaceValue>>, Error> {
+        // SAFETY: the key is open. Its value is of our type, so it is a `SpaceValue`, which lives at
         // least until the key is closed.
         unsafe {
             if api!(RedisModule_ModuleTypeGetType(self.0.as_ptr())) == datatype::raw_type() {
-                let held: *mut Held = api!(RedisModule_ModuleTypeGetValue(self.0.as_ptr())).cast();
+                let held: *mut SpaceValue =
+                    api!(RedisModule_ModuleTypeGetValue(self.0.as_ptr())).cast();
                 // It may lie on two cache lines, which are looked at one after the other.
-                near::fetch(held.cast::<u8>().wrapping_add(size_of::<Held>() - 1));
+                prefetch::prefetch(held.cast::<u8>().wrapping_add(size_of::<SpaceValue>() - 1));
                 return Ok(NonNull::new(held));
             }
             let kind = api!(RedisModule_KeyType(self.0.as_ptr()));
@@ -249,12 +250,12 @@ impl Drop for Opened {
 }
 
 /// A space that is open for reading.
-pub struct SpaceRef {
-    held: NonNull<Held>,
+pub struct SpaceReadGuard {
+    held: NonNull<SpaceValue>,
     _key: Opened,
 }
 
-impl SpaceRef {
+impl SpaceReadGuard {
     pub fn open(ctx: Context, name: Arg<'_>, clock: &Clock) -> Result<Option<Self>, Error> {
         let Some(key) = Opened::open(ctx, name, raw::REDISMODULE_READ) else { return Ok(None) };
         let Some(mut held) = key.value()? else { return Ok(None) };
@@ -266,11 +267,11 @@ impl SpaceRef {
         // A closed space whose time is over is not there, whether or not a sweep has seen to it.
         let is_over = value.space.is_closed() && value.space.is_over(now);
         value.space.advance(now);
-        Ok((!is_over).then_some(SpaceRef { held, _key: key }))
+        Ok((!is_over).then_some(SpaceReadGuard { held, _key: key }))
     }
 }
 
-impl std::ops::Deref for SpaceRef {
+impl std::ops::Deref for SpaceReadGuard {
     type Target = Space;
 
     fn deref(&self) -> &Space {
@@ -279,15 +280,15 @@ impl std::ops::Deref for SpaceRef {
     }
 }
 
-/// Where the value of a [`SpaceKey`] is.
+/// Where the value of a [`SpaceWriteGuard`] is.
 enum Value {
-    InKeyspace(NonNull<Held>),
+    InKeyspace(NonNull<SpaceValue>),
     /// Not a key yet.
-    New(Box<Held>),
+    New(Box<SpaceValue>),
 }
 
 /// A space that is open to be changed.
-pub struct SpaceKey<'a> {
+pub struct SpaceWriteGuard<'a> {
     ctx: Context,
     name: Arg<'a>,
     db: i32,
@@ -296,7 +297,7 @@ pub struct SpaceKey<'a> {
     key: Opened,
 }
 
-impl<'a> SpaceKey<'a> {
+impl<'a> SpaceWriteGuard<'a> {
     pub fn open(ctx: Context, name: Arg<'a>, clock: &'a Clock) -> Result<Option<Self>, Error> {
         Self::open_as(ctx, name, clock, 0)
     }
@@ -321,9 +322,16 @@ impl<'a> SpaceKey<'a> {
             return Ok(None);
         };
         let Some(mut held) = key.value()? else { return Ok(None) };
-        // SAFETY: as in `SpaceRef::open`.
+        // SAFETY: as in `SpaceReadGuard::open`.
         unsafe { held.as_mut() }.catch_up();
-        Ok(Some(SpaceKey { ctx, name, db: key.db(), clock, value: Value::InKeyspace(held), key }))
+        Ok(Some(SpaceWriteGuard {
+            ctx,
+            name,
+            db: key.db(),
+            clock,
+            value: Value::InKeyspace(held),
+            key,
+        }))
     }
 
     pub fn open_or_create(ctx: Context, name: Arg<'a>, clock: &'a Clock) -> Result<Self, Error> {
@@ -340,8 +348,15 @@ impl<'a> SpaceKey<'a> {
             return Err(Error::new("the key cannot be opened for writing"));
         };
         let db = key.db();
-        let space = Space::new(agenda::new_epoch(db, name.bytes(), clock.now()));
-        Ok(SpaceKey { ctx, name, db, clock, value: Value::New(Box::new(Held::new(space))), key })
+        let space = Space::new(expiry_queue::new_epoch(db, name.bytes(), clock.now()));
+        Ok(SpaceWriteGuard {
+            ctx,
+            name,
+            db,
+            clock,
+            value: Value::New(Box::new(SpaceValue::new(space))),
+            key,
+        })
     }
 
     pub fn is_new(&self) -> bool {
@@ -358,7 +373,7 @@ impl<'a> SpaceKey<'a> {
         !held.space.is_closed()
     }
 
-    fn held(&mut self) -> &mut Held {
+    fn held(&mut self) -> &mut SpaceValue {
         match &mut self.value {
             // SAFETY: the key is open, so its value is there, and this is the only reference.
             Value::InKeyspace(held) => unsafe { held.as_mut() },
@@ -371,71 +386,71 @@ impl<'a> SpaceKey<'a> {
     }
 
     /// Finds where the search for a user goes on in this space. What it looks at next is on its way from
-    /// now on, and one step further if the space was foreseen.
-    pub fn enter(&mut self, trail: &mut Trail, user: &[u8], foreseen: Foreseen) {
+    /// now on, and one step further if the space was cached.
+    pub fn enter(&mut self, lookup: &mut Lookup, user: &[u8], cached: CachedLayout) {
         let held = self.held();
-        let was_right = foreseen.compare(std::ptr::from_ref(held).cast(), &held.space);
+        let was_right = cached.compare(std::ptr::from_ref(held).cast(), &held.space);
         if was_right {
-            held.space.follow(trail, near::fetch);
+            held.space.follow(lookup, prefetch::prefetch);
         } else {
-            held.space.enter(trail, user, near::fetch);
+            held.space.enter(lookup, user, prefetch::prefetch);
         }
     }
 
     /// Has brought near what the search looks at last, if that has not been done.
-    pub fn follow(&mut self, trail: &mut Trail) {
-        if !trail.is_followed() {
-            self.space().follow(trail, near::fetch);
+    pub fn follow(&mut self, lookup: &mut Lookup) {
+        if !lookup.is_followed() {
+            self.space().follow(lookup, prefetch::prefetch);
         }
     }
 
-    /// Renews the lease of a live session where nobody has to be told: what a journal and
+    /// Renews the lease of a live session where nobody has to be told: what a change set and
     /// [`Self::commit`] come to, for less. Returns false, and has done nothing, where it is not so.
-    pub fn renew(&mut self, trail: &Trail, who: (&str, &str), lease: u64) -> bool {
+    pub fn renew(&mut self, lookup: &Lookup, who: (&str, &str), lease: u64) -> bool {
         let now = self.clock.now();
-        if !listeners::are_none()
+        if !propagation_targets::are_none()
             || self.owes_grace()
-            || !self.space().renew(now, trail, who, lease)
+            || !self.space().renew(now, lookup, who, lease)
         {
             return false;
         }
         stats::RENEWALS.add(1);
         self.ctx.replicate_verbatim();
         if self.held().may_be_due_before(lease) {
-            self.see_to_agenda();
+            self.see_to_expiry_queue();
         }
         true
     }
 
     /// Files the space under what may have become due earlier.
-    fn see_to_agenda(&mut self) {
+    fn see_to_expiry_queue(&mut self) {
         let (db, name) = (self.db, self.name);
         self.held().schedule(db, name.bytes());
         sweep::arm(self.ctx, self.clock.now());
     }
 
-    /// The journal for what is decided now. It begins with what others must know before that.
-    pub fn journal(&mut self) -> Journal<'a> {
+    /// The change set for what is decided now. It begins with what others must know before that.
+    pub fn change_set(&mut self) -> ChangeSet<'a> {
         let held_for = self.clock.now().saturating_sub(self.held().since);
-        let mut journal = Journal::new(self.ctx, self.name, settings::retention(), held_for);
+        let mut change_set = ChangeSet::new(self.ctx, self.name, config::retention(), held_for);
         if let Value::New(held) = &self.value {
-            held.space.announce(&mut journal);
+            held.space.announce(&mut change_set);
         }
         let until = self.held().seen.untold();
         if until > 0 {
-            journal.effect(&presence_core::space::Effect::Grace { until });
+            change_set.effect(&presence_core::space::Effect::Grace { until });
         }
-        journal.end_preface();
+        change_set.end_preface();
         if self.held().is_line_due() {
-            journal.set_new_line(self.epoch_of_new_line());
+            change_set.set_new_line(self.epoch_of_new_line());
         }
-        journal
+        change_set
     }
 
     /// The epoch of a new line of history.
     fn epoch_of_new_line(&mut self) -> u64 {
         let (db, name, now) = (self.db, self.name, self.clock.now());
-        let epoch = agenda::new_epoch(db, name.bytes(), now);
+        let epoch = expiry_queue::new_epoch(db, name.bytes(), now);
         let (last, _) = self.space().last_id();
         if epoch > last {
             return epoch;
@@ -444,7 +459,7 @@ impl<'a> SpaceKey<'a> {
         // and what the first one published may be lost: the second must not use the same epoch.
         const SPREAD: u64 = 256;
         let epoch = last.saturating_add(1 + hash_of(&server_time().to_le_bytes()) % SPREAD);
-        agenda::epoch_given(epoch);
+        expiry_queue::epoch_given(epoch);
         epoch
     }
 
@@ -454,42 +469,42 @@ impl<'a> SpaceKey<'a> {
     }
 
     /// Hands on what has happened: makes the space a key where it was none; tells replicas and
-    /// the AOF, then subscribers; sees to the agenda, INFO, WATCH. A key that has nothing left to
+    /// the AOF, then subscribers; sees to the expiry queue, INFO, WATCH. A key that has nothing left to
     /// keep goes.
-    pub fn commit(mut self, journal: &mut Journal<'_>) {
-        if self.hand_on(journal) && !journal.is_replaying() {
+    pub fn commit(mut self, change_set: &mut ChangeSet<'_>) {
+        if self.propagate(change_set) && !change_set.is_replaying() {
             self.delete_if_spent();
         }
     }
 
     /// Everything of [`Self::commit`] but the deletion: for who goes on changing the space.
     /// Returns whether more than leases has changed.
-    pub fn hand_on(&mut self, journal: &mut Journal<'_>) -> bool {
-        if journal.is_empty() && !journal.is_replaying() {
+    pub fn propagate(&mut self, change_set: &mut ChangeSet<'_>) -> bool {
+        if change_set.is_empty() && !change_set.is_replaying() {
             return false;
         }
         self.store();
-        self.stay_within_memory(journal);
-        if journal.is_replaying() || (journal.is_renewal() && journal.is_unheard()) {
+        self.stay_within_memory(change_set);
+        if change_set.is_replaying() || (change_set.is_renewal() && change_set.is_unheard()) {
             self.ctx.replicate_verbatim();
-        } else if journal.has_effects() {
+        } else if change_set.has_effects() {
             self.held().seen.tell();
-            self.ctx.replicate(journal::APPLY, self.name, journal.batch());
+            self.ctx.replicate(change_set::APPLY, self.name, change_set.batch());
         }
-        journal.publish();
-        let changed = journal.has_events() || journal.is_replaying();
+        change_set.publish();
+        let changed = change_set.has_events() || change_set.is_replaying();
         let (db, name) = (self.db, self.name);
-        if !journal.is_renewal() {
+        if !change_set.is_renewal() {
             self.held().count();
         }
-        if journal.has_events() {
+        if change_set.has_events() {
             // It has begun its new line, if one was due, or whoever decides has not asked for it.
             self.held().seen.set_line_due(false);
             self.ctx.signal_modified(name);
-            waiters::wake(db, name.bytes());
+            blocked_clients::wake(db, name.bytes());
         }
-        if !journal.is_renewal() || self.held().may_be_due_before(journal.earliest_lease()) {
-            self.see_to_agenda();
+        if !change_set.is_renewal() || self.held().may_be_due_before(change_set.earliest_lease()) {
+            self.see_to_expiry_queue();
         }
         changed
     }
@@ -497,14 +512,14 @@ impl<'a> SpaceKey<'a> {
     /// While the server is out of memory, a space takes no more of it than before, unless the call
     /// asked and was let in. What ends sessions or changes their metadata makes events; older ones
     /// go for them.
-    fn stay_within_memory(&mut self, journal: &mut Journal<'_>) {
-        if journal.is_replaying() || journal.may_grow() || !journal.has_events() {
+    fn stay_within_memory(&mut self, change_set: &mut ChangeSet<'_>) {
+        if change_set.is_replaying() || change_set.may_grow() || !change_set.has_events() {
             return;
         }
         let before = self.held().counted.bytes();
         if self.held().bytes() > before && !self.ctx.has_memory(self.name) {
             let without_space = self.held().bytes() - self.space().heap_bytes();
-            self.space().trim_to_bytes(before.saturating_sub(without_space), journal);
+            self.space().trim_to_bytes(before.saturating_sub(without_space), change_set);
         }
     }
 
@@ -532,7 +547,7 @@ impl<'a> SpaceKey<'a> {
     /// Deletes the key where nobody is there and nothing is kept.
     pub fn delete_if_spent(mut self) {
         let now = self.clock.now();
-        if !self.is_new() && self.space().is_spent(now, settings::retention()) {
+        if !self.is_new() && self.space().is_spent(now, config::retention()) {
             self.delete();
         }
     }
@@ -546,13 +561,13 @@ impl<'a> SpaceKey<'a> {
         ctx.replicate_deletion(name);
     }
 
-    /// Files the space in the agenda under the moment at which it is next due, or at `due`.
+    /// Files the space in the expiry queue under the moment at which it is next due, or at `due`.
     pub fn reschedule(&mut self, due: Option<u64>) {
         let (db, name) = (self.db, self.name);
         let held = self.held();
         // Whoever works on a space by the timer may have changed its size without an effect.
         held.count();
-        let due = due.unwrap_or_else(|| held.space.next_due(settings::retention()));
+        let due = due.unwrap_or_else(|| held.space.next_due(config::retention()));
         held.schedule_at(db, name.bytes(), due);
     }
 
@@ -567,9 +582,9 @@ pub fn arrived(ctx: Context, name: Arg<'_>) {
     let mode = raw::REDISMODULE_READ | raw::REDISMODULE_OPEN_KEY_NOTOUCH;
     let Some(key) = Opened::open(ctx, name, mode) else { return };
     let Ok(Some(mut held)) = key.value() else { return };
-    // SAFETY: as in `SpaceRef::open`.
+    // SAFETY: as in `SpaceReadGuard::open`.
     unsafe { held.as_mut() }.arrived(key.db(), name.bytes());
-    waiters::wake(key.db(), name.bytes());
+    blocked_clients::wake(key.db(), name.bytes());
     sweep::arm(ctx, ctx.now());
 }
 
@@ -578,9 +593,11 @@ pub fn arrived(ctx: Context, name: Arg<'_>) {
 /// # Safety
 /// The key is open and has a value.
 pub unsafe fn repair(key: *mut raw::RedisModuleKey, db: i32, name: &[u8]) -> bool {
-    if api!(RedisModule_ModuleTypeGetType(key)) != datatype::raw_type() || agenda::has(db, name) {
+    if api!(RedisModule_ModuleTypeGetType(key)) != datatype::raw_type()
+        || expiry_queue::has(db, name)
+    {
         return false;
     }
-    let held: *mut Held = api!(RedisModule_ModuleTypeGetValue(key)).cast();
+    let held: *mut SpaceValue = api!(RedisModule_ModuleTypeGetValue(key)).cast();
     held.as_mut().map(|held| held.arrived(db, name)).is_some()
 }

@@ -24,30 +24,30 @@ macro_rules! offers {
     }};
 }
 
-pub mod agenda;
 pub mod alloc;
 pub mod args;
-pub mod arrivals;
+pub mod blocked_clients;
 pub mod call;
+pub mod change_set;
 pub mod clock;
 pub mod command;
+pub mod config;
 pub mod context;
 pub mod core_commands;
 pub mod datatype;
 pub mod error;
 pub mod events;
-pub mod foresight;
+pub mod expiry_queue;
 pub mod info;
-pub mod journal;
+pub mod init;
 pub mod key;
-pub mod listeners;
-pub mod load;
-pub mod near;
+pub mod key_moves;
+pub mod prefetch;
+pub mod prefetch_cache;
+pub mod propagation_targets;
 pub mod queue_repair;
-pub mod settings;
 pub mod stats;
 pub mod sweep;
-pub mod waiters;
 
 /// A function of the interface is called that the server does not have. `load` refuses to load
 /// the module where one that is needed is missing, so nobody gets here.

@@ -14,7 +14,7 @@
 
 use super::args::Arg;
 use super::context::Context;
-use super::{agenda, key, stats, sweep};
+use super::{expiry_queue, key, stats, sweep};
 use redis_module::raw;
 use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
@@ -95,7 +95,7 @@ thread_local! {
 /// How many spaces in memory have no entry in the expiry queue, those that are being freed included.
 pub fn missing() -> i64 {
     let (spaces, ..) = stats::totals();
-    spaces.saturating_sub_unsigned(agenda::entries() as u64)
+    spaces.saturating_sub_unsigned(expiry_queue::entries() as u64)
 }
 
 /// Starts the timer.

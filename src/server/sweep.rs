@@ -1,6 +1,6 @@
 //! The timer that ends what has lapsed.
 //!
-//! Armed for the moment at which the first space of the agenda is due. A slice of work takes the
+//! Armed for the moment at which the first space of the expiry queue is due. A slice of work takes the
 //! spaces in the order in which they are due, each by the internal command `PRESENCE._SWEEP`, and
 //! ends when `sweep-budget-us` are over; if there is more, the next slice comes after the server
 //! has served its clients. A replica ends nothing: it only keeps the orders by lease tidy.
@@ -8,9 +8,9 @@
 use super::args::Arg;
 use super::clock::Clock;
 use super::context::{Called, Context, OwnedString};
-use super::key::SpaceKey;
-use super::{agenda, arrivals, settings, stats, waiters};
-use presence_core::space::{At, Swept};
+use super::key::SpaceWriteGuard;
+use super::{blocked_clients, config, expiry_queue, key_moves, stats};
+use presence_core::space::{ChangeCtx, SweepProgress};
 use redis_module::raw;
 use std::cell::Cell;
 use std::ffi::{c_void, CStr};
@@ -65,8 +65,8 @@ pub fn arm(ctx: Context, now: u64) {
     if IN_TIMER.get() {
         return;
     }
-    let look = agenda::has_looks().then_some(now);
-    if let Some(due) = agenda::next_due().into_iter().chain(look).min() {
+    let look = expiry_queue::has_looks().then_some(now);
+    if let Some(due) = expiry_queue::next_due().into_iter().chain(look).min() {
         arm_for(ctx, now, due.max(rest_until(now)));
     }
 }
@@ -100,15 +100,15 @@ fn arm_for(ctx: Context, now: u64, due: u64) {
 unsafe extern "C" fn tick(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
     ARMED.set(None);
     let ctx = Context::from_raw(ctx);
-    waiters::rest(ctx);
+    blocked_clients::rest(ctx);
     IN_TIMER.set(true);
-    let more_to_find = arrivals::settle(ctx);
+    let more_to_find = key_moves::settle(ctx);
     let next = if !ctx.is_primary() {
         slice(ctx, tidy_first).map(|due| due.max(ctx.now() + RETRY_MS))
     } else if ctx.is_paused() {
         slice(ctx, tidy_first).map(|_| ctx.now() + RETRY_MS)
     } else if rest_until(ctx.now()) > 0 {
-        agenda::next_due()
+        expiry_queue::next_due()
     } else {
         slice(ctx, sweep_first)
     };
@@ -150,7 +150,7 @@ fn ask_again_at(now: u64) -> u64 {
 /// through what is to be looked at. Returns when there is more to do.
 fn slice(ctx: Context, work_on: fn(Context, i32, Arg<'_>, u64)) -> Option<u64> {
     let began = Instant::now();
-    let budget = Duration::from_micros(settings::sweep_budget_us());
+    let budget = Duration::from_micros(config::sweep_budget_us());
     SLICE_ENDS.set(Some(began + budget));
     let mut worked = false;
     let mut work_through = |next: &dyn Fn() -> Option<(u64, i32, Vec<u8>)>, ends: Instant| {
@@ -161,21 +161,21 @@ fn slice(ctx: Context, work_on: fn(Context, i32, Arg<'_>, u64)) -> Option<u64> {
             if ctx.select_db(db) {
                 work_on(ctx, db, key.as_arg(), due);
             } else {
-                agenda::forget(db, &name);
+                expiry_queue::forget(db, &name);
             }
         }
     };
-    work_through(&|| agenda::first_due(ctx.now()), began + budget);
-    if agenda::has_looks() {
-        work_through(&agenda::next_look, began + budget / 2);
+    work_through(&|| expiry_queue::first_due(ctx.now()), began + budget);
+    if expiry_queue::has_looks() {
+        work_through(&expiry_queue::next_look, began + budget / 2);
     }
     SLICE_ENDS.set(None);
     if worked {
         stats::SWEEPS.add(1);
         stats::LONGEST_SWEEP_US.raise_to(began.elapsed().as_micros() as u64);
     }
-    let next_look = agenda::has_looks().then(|| ctx.now() + LOOK_MS);
-    agenda::next_due().into_iter().chain(next_look).min()
+    let next_look = expiry_queue::has_looks().then(|| ctx.now() + LOOK_MS);
+    expiry_queue::next_due().into_iter().chain(next_look).min()
 }
 
 fn sweep_first(ctx: Context, db: i32, key: Arg<'_>, due: u64) {
@@ -184,19 +184,19 @@ fn sweep_first(ctx: Context, db: i32, key: Arg<'_>, due: u64) {
         // It stays due, and so do all others: one of them is asked for from time to time.
         let now = ctx.now();
         DOWN_UNTIL.set(now + ASK_AGAIN_MS);
-        agenda::schedule(db, key.bytes(), due.min(now));
+        expiry_queue::schedule(db, key.bytes(), due.min(now));
     } else if called == Called::Refused {
         // Another type is at the key, or the key's slot is not ours at present.
-        match SpaceKey::open_untouched(ctx, key, &Clock::default()) {
-            Ok(Some(_)) => agenda::schedule(db, key.bytes(), ask_again_at(ctx.now())),
-            _ => agenda::forget(db, key.bytes()),
+        match SpaceWriteGuard::open_untouched(ctx, key, &Clock::default()) {
+            Ok(Some(_)) => expiry_queue::schedule(db, key.bytes(), ask_again_at(ctx.now())),
+            _ => expiry_queue::forget(db, key.bytes()),
         }
     } else if due <= ctx.now()
-        && agenda::next_due() == Some(due)
-        && agenda::first_due(due).is_some_and(|(_, at, name)| at == db && name == key.bytes())
+        && expiry_queue::next_due() == Some(due)
+        && expiry_queue::first_due(due).is_some_and(|(_, at, name)| at == db && name == key.bytes())
     {
         // The command did not see this key, or left it as it was: never twice for nothing.
-        agenda::schedule(db, key.bytes(), ctx.now() + 1);
+        expiry_queue::schedule(db, key.bytes(), ctx.now() + 1);
     }
 }
 
@@ -204,15 +204,15 @@ fn sweep_first(ctx: Context, db: i32, key: Arg<'_>, due: u64) {
 /// need not. What has expired waits for the primary, or for the end of the pause.
 fn tidy_first(ctx: Context, db: i32, key: Arg<'_>, _due: u64) {
     let now = ctx.now();
-    match SpaceKey::open_untouched(ctx, key, &Clock::at(now)) {
+    match SpaceWriteGuard::open_untouched(ctx, key, &Clock::at(now)) {
         Ok(Some(mut space)) => {
             space.space().tidy(now, &mut time_left);
-            let due = space.space().next_due(settings::retention());
+            let due = space.space().next_due(config::retention());
             space.reschedule(Some(due.max(now + TIDY_MS)));
         }
         // A key that has expired is hidden, but the primary may yet say otherwise. One that is
-        // deleted is taken off the agenda by that.
-        _ => agenda::schedule(db, key.bytes(), now + ASK_AGAIN_MS),
+        // deleted is taken off the expiry queue by that.
+        _ => expiry_queue::schedule(db, key.bytes(), now + ASK_AGAIN_MS),
     }
 }
 
@@ -227,13 +227,13 @@ pub fn sweep_space(ctx: Context, name: Arg<'_>, now: u64) -> Result<usize, super
         return Err(super::error::Error::new("only a primary sweeps"));
     }
     let clock = Clock::at(now);
-    let Some(mut key) = SpaceKey::open_untouched(ctx, name, &clock)? else {
-        agenda::forget(ctx.db(), name.bytes());
+    let Some(mut key) = SpaceWriteGuard::open_untouched(ctx, name, &clock)? else {
+        expiry_queue::forget(ctx.db(), name.bytes());
         return Ok(0);
     };
     let is_own_slice = SLICE_ENDS.get().is_none();
     if is_own_slice {
-        let budget = Duration::from_micros(settings::sweep_budget_us());
+        let budget = Duration::from_micros(config::sweep_budget_us());
         SLICE_ENDS.set(Some(Instant::now() + budget));
     }
     let mut ended = 0;
@@ -257,21 +257,21 @@ pub fn sweep_space(ctx: Context, name: Arg<'_>, now: u64) -> Result<usize, super
 }
 
 /// Ends some sessions and publishes that.
-fn sweep_group(key: &mut SpaceKey<'_>, name: Arg<'_>, now: u64) -> Swept {
-    let mut journal = key.journal();
-    let at = At { space: name.bytes(), now, limits: settings::limits() };
+fn sweep_group(key: &mut SpaceWriteGuard<'_>, name: Arg<'_>, now: u64) -> SweepProgress {
+    let mut change_set = key.change_set();
+    let at = ChangeCtx { space: name.bytes(), now, limits: config::limits() };
     let (began, group, mut steps) = (Instant::now(), GROUP.get(), 0);
-    let swept = key.space().sweep(at, &mut journal, &mut || {
+    let swept = key.space().sweep(at, &mut change_set, &mut || {
         steps += 1;
         steps < group
     });
     if key.owes_grace() {
-        journal.force();
+        change_set.force();
     }
-    key.hand_on(&mut journal);
+    key.propagate(&mut change_set);
     // A group is to take a sixteenth to an eighth of the budget.
     let took = began.elapsed().as_micros() as u64;
-    let budget = settings::sweep_budget_us();
+    let budget = config::sweep_budget_us();
     if took > budget / 8 {
         GROUP.set((group / 2).max(1));
     } else if took < budget / 16 && swept.more {

@@ -1,7 +1,7 @@
 //! Memory: what is refused, evicted and given back when there is too little of it or too much to free.
 
 use crate::harness::*;
-use crate::keylife::{all_gone, leaves, online};
+use crate::key_lifecycle::{all_gone, leaves, online};
 use rand::seq::IndexedRandom;
 use rand::Rng;
 use std::collections::BTreeMap;

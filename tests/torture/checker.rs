@@ -12,7 +12,7 @@
 //! given, or the end of the grace; from there on everything is exact again. And no id is given to two events, whatever is
 //! lost: so whoever follows by ids is never misled, which the followers of a round try out.
 
-use crate::observed::*;
+use crate::history::*;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A leave is late by more than this: not a matter of load, but of a lapse that was not noticed.

@@ -1,7 +1,7 @@
 //! The checker is shown a history that is right, and then each kind of fault in it.
 
 use crate::checker::check;
-use crate::observed::*;
+use crate::history::*;
 use std::collections::BTreeMap;
 
 /// When the round begins, and the epoch of its space.

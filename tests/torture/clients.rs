@@ -1,9 +1,9 @@
 //! Clients, each the only one that writes its users; and the reader, who looks at spaces on any node.
 
+use crate::generator::{Act, Plan, Time, Verb, SESSIONS, SPACES};
 use crate::harness::*;
+use crate::history::{Glimpse, Lease, Op, Reply, What, Who};
 use crate::nodes::{read_space, sessions, Place};
-use crate::observed::{Glimpse, Lease, Op, Reply, What, Who};
-use crate::plan::{Act, Plan, Time, Verb, SESSIONS, SPACES};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, RwLock};
@@ -256,7 +256,7 @@ impl Client<'_> {
     fn time(&self, time: Time) -> (Lease, Vec<Vec<u8>>) {
         let clock = now_ms() + self.skew;
         match time {
-            Time::Default => (Lease::For(crate::plan::DEFAULT_LEASE), Vec::new()),
+            Time::Default => (Lease::For(crate::generator::DEFAULT_LEASE), Vec::new()),
             Time::Px(n) => (Lease::For(n), args!["PX", n]),
             Time::Ex(n) => (Lease::For(n * 1000), args!["EX", n]),
             Time::PxAt(n) => (Lease::Until(clock + n), args!["PXAT", clock + n]),

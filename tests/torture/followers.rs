@@ -4,10 +4,10 @@
 //! after each reconnect, and now and then. What one believes must fit each event that it applies, and whenever nothing
 //! changes it must be what the node that it follows says.
 
+use crate::generator::SPACES;
 use crate::harness::*;
+use crate::history::{Event, SpaceRead};
 use crate::nodes::{read_space, Place};
-use crate::observed::{Event, SpaceRead};
-use crate::plan::SPACES;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

@@ -24,11 +24,11 @@ mod checker;
 #[cfg(test)]
 mod checker_test;
 mod clients;
-mod faults;
 mod followers;
+mod generator;
+mod history;
+mod nemesis;
 mod nodes;
-mod observed;
-mod plan;
 mod proxy;
 mod report;
 
@@ -54,10 +54,10 @@ fn nothing_is_lost_doubled_early_or_late() {
         if number > first && left < AROUND {
             break;
         }
-        let length = left.saturating_sub(AROUND).clamp(Duration::from_secs(5), plan::LONGEST);
-        let plan = plan::Plan::new(seed, number);
+        let length = left.saturating_sub(AROUND).clamp(Duration::from_secs(5), generator::LONGEST);
+        let plan = generator::Plan::new(seed, number);
         let began = Instant::now();
-        let round = faults::play(&plan, length);
+        let round = nemesis::play(&plan, length);
         let wrong = checker::check(&round);
         println!("{}", report::summary(&plan, &round, began.elapsed()));
         assert!(wrong.is_empty(), "{}", report::failure(&plan, &round, &wrong));

@@ -1,8 +1,8 @@
 //! Servers, who replicates whom, and recorders of what is published at each.
 
+use crate::generator::{Plan, DEFAULT_LEASE, SPACES};
 use crate::harness::*;
-use crate::observed::{Event, Heard, Reading, SessionRead, SpaceRead, Stream, Who};
-use crate::plan::{Plan, DEFAULT_LEASE, SPACES};
+use crate::history::{Event, Heard, Reading, SessionRead, SpaceRead, Stream, Who};
 use crate::proxy::Proxy;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

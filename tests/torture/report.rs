@@ -1,9 +1,9 @@
 //! What a run prints: a line for each round, and of a failure what is needed to understand it.
 
 use crate::checker::Wrong;
+use crate::generator::Plan;
 use crate::harness::{module_path, server_path, Dump};
-use crate::observed::{Heard, Loss, Round};
-use crate::plan::Plan;
+use crate::history::{Heard, Loss, Round};
 use std::fmt::Write;
 use std::time::Duration;
 

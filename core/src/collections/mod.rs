@@ -5,25 +5,25 @@
 //! operation, and give memory back when their contents go:
 //!
 //! * [`Slab`]: entries under small stable numbers,
-//! * [`Blocks`]: blocks of bytes, packed, under small numbers that removals change,
-//! * [`HashIndex`]: from a hash to such a number, in the order of the hashes, and its [`Chart`],
-//! * [`DueHeap`]: such numbers ordered by a moment in time.
+//! * [`BlockArena`]: blocks of bytes, packed, under small numbers that removals change,
+//! * [`LinearHashIndex`]: from a hash to such a number, in the order of the hashes, and its [`IndexLayout`],
+//! * [`IndexedHeap`]: such numbers ordered by a moment in time.
 
-mod blocks;
-mod chart;
-mod due_heap;
-mod hash_index;
-mod line_table;
+mod block_arena;
+mod bucket_table;
+mod index_layout;
+mod indexed_heap;
+mod linear_hash_index;
 mod name_hash;
-mod near;
-mod paged;
+mod non_empty;
+mod segmented_vec;
 mod slab;
 
-pub use blocks::Blocks;
-pub use chart::Chart;
-pub use due_heap::{DueHeap, Positions};
-pub use hash_index::{HashIndex, Place};
-pub use name_hash::{hash_of, NameHash, Print};
+pub use block_arena::BlockArena;
+pub use index_layout::IndexLayout;
+pub use indexed_heap::{IndexedHeap, Positions};
+pub use linear_hash_index::{LinearHashIndex, Place};
+pub use name_hash::{hash_of, Fingerprint, NameHash};
 pub use slab::Slab;
 
 /// The size of the allocation that serves a request of `bytes`: the size classes of jemalloc,

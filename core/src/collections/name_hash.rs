@@ -30,17 +30,17 @@ impl NameHash {
         NameHash { first: hash.h1, rest: hash.h2 }
     }
 
-    /// The part of it by which names are filed: [`hash_of`] the name.
+    /// The part of it by which names are heap_slot: [`hash_of`] the name.
     pub fn first(self) -> u64 {
         self.first
     }
 
-    /// The print of a name of two parts of which the first has this hash. What is not kept of it is part
+    /// The fingerprint of a name of two parts of which the first has this hash. What is not kept of it is part
     /// of the key under which the second is hashed: a cascade (Bellare, Canetti and Krawczyk 1996).
-    pub fn print(self, second: &[u8]) -> Print {
+    pub fn fingerprint(self, second: &[u8]) -> Fingerprint {
         let [a, b] = KEYS.second;
         let hasher = SipHasher13::new_with_keys(a ^ self.rest, b);
-        Print { first: self.first, both: hasher.hash(second) }
+        Fingerprint { first: self.first, both: hasher.hash(second) }
     }
 }
 
@@ -54,7 +54,7 @@ pub fn hash_of(name: &[u8]) -> u64 {
 /// where their first parts are the same, and nobody who does not know the secret can choose names to
 /// better it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Print {
+pub struct Fingerprint {
     pub first: u64,
     pub both: u64,
 }
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn parts_of_a_name_are_kept_apart() {
-        let print = |first: &[u8], second: &[u8]| NameHash::of(first).print(second);
+        let fingerprint = |first: &[u8], second: &[u8]| NameHash::of(first).fingerprint(second);
         let names: [(&[u8], &[u8]); 6] = [
             (b"ab", b"c"),
             (b"a", b"bc"),
@@ -75,29 +75,30 @@ mod tests {
             (b"b", b"c"),
         ];
         for (at, one) in names.iter().enumerate() {
-            assert_eq!(print(one.0, one.1), print(one.0, one.1));
-            assert_eq!(print(one.0, one.1).first, hash_of(one.0));
+            assert_eq!(fingerprint(one.0, one.1), fingerprint(one.0, one.1));
+            assert_eq!(fingerprint(one.0, one.1).first, hash_of(one.0));
             for other in &names[..at] {
-                let (this, that) = (print(one.0, one.1), print(other.0, other.1));
+                let (this, that) = (fingerprint(one.0, one.1), fingerprint(other.0, other.1));
                 assert_ne!(this.both, that.both);
                 assert_eq!(this.first == that.first, one.0 == other.0);
             }
         }
     }
 
-    /// The two hashes of a print do not collide together.
+    /// The two hashes of a fingerprint do not collide together.
     #[test]
     fn prints_have_128_bits() {
-        let prints = (0..4000u32).map(|n| NameHash::of(&n.to_le_bytes()).print(b""));
-        let mut shortened: Vec<_> =
-            prints.map(|print| (print.first & 0xffff, print.both & 0xffff)).collect();
+        let fingerprints = (0..4000u32).map(|n| NameHash::of(&n.to_le_bytes()).fingerprint(b""));
+        let mut shortened: Vec<_> = fingerprints
+            .map(|fingerprint| (fingerprint.first & 0xffff, fingerprint.both & 0xffff))
+            .collect();
         shortened.sort_unstable();
         let same_first = shortened.windows(2).filter(|pair| pair[0].0 == pair[1].0).count();
         shortened.dedup();
         assert!(same_first > 50 && shortened.len() >= 3998, "{same_first} {}", shortened.len());
-        // Nor where what names are filed by is the same.
+        // Nor where what names are heap slot by is the same.
         let hash = NameHash::of(b"alice");
         let twin = NameHash { rest: hash.rest ^ 1, ..hash };
-        assert_ne!(hash.print(b""), twin.print(b""));
+        assert_ne!(hash.fingerprint(b""), twin.fingerprint(b""));
     }
 }

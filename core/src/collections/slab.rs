@@ -1,6 +1,6 @@
 //! Entries under small numbers that stay theirs until they are removed.
 
-use super::near::Near;
+use super::non_empty::NonEmpty;
 
 /// Entries a page. A page is the most that is ever copied or allocated at once.
 const PAGE: usize = 128;
@@ -9,7 +9,7 @@ const PAGE: usize = 128;
 /// entry goes is given back. The first page lives inline and grows with its contents, so that a
 /// slab of two entries costs two entries.
 pub struct Slab<T> {
-    pages: Near<Page<T>>,
+    pages: NonEmpty<Page<T>>,
     /// Pages that have a free place, each at most once; the first page is looked at before these.
     open: Vec<u32>,
     len: usize,
@@ -77,7 +77,7 @@ impl<T: Clone> Clone for Slab<T> {
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Slab { pages: Near::new(Page::new()), open: Vec::new(), len: 0, rest_bytes: 0 }
+        Slab { pages: NonEmpty::new(Page::new()), open: Vec::new(), len: 0, rest_bytes: 0 }
     }
 }
 

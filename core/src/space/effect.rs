@@ -7,7 +7,7 @@
 use super::{Gone, Kind, Reason, Timestamp};
 use serde::{Deserialize, Serialize};
 
-/// One change of a space. Times are unix ms.
+/// One change of a space. ExpiryArgs are unix ms.
 ///
 /// The order of the variants is part of the wire form: add at the end only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,9 +92,9 @@ pub trait Sink {
 }
 
 /// Reports to nobody.
-pub struct Silent;
+pub struct NullSink;
 
-impl Sink for Silent {
+impl Sink for NullSink {
     fn effect(&mut self, _: &Effect<'_>) {}
     fn event(&mut self, _: Kind, _: Option<Reason>, _: &[u8]) {}
 }

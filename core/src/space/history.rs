@@ -33,7 +33,7 @@ impl Retention {
 }
 
 #[derive(Clone)]
-struct Kept {
+struct StoredEvent {
     at: Timestamp,
     text: Box<[u8]>,
 }
@@ -43,7 +43,7 @@ struct Kept {
 #[derive(Clone)]
 pub struct History {
     /// All pages but the last are full, and none is empty.
-    pages: VecDeque<Vec<Kept>>,
+    pages: VecDeque<Vec<StoredEvent>>,
     /// Number of events that were removed from the first page.
     removed: usize,
     /// Number of the oldest events that are no longer kept and have still to be removed.
@@ -71,8 +71,8 @@ impl Default for History {
     }
 }
 
-fn page_bytes(page: &Vec<Kept>) -> usize {
-    allocated(page.capacity() * size_of::<Kept>())
+fn page_bytes(page: &Vec<StoredEvent>) -> usize {
+    allocated(page.capacity() * size_of::<StoredEvent>())
 }
 
 impl History {
@@ -97,12 +97,12 @@ impl History {
     }
 
     #[inline]
-    fn get(&self, at: usize) -> Option<&Kept> {
+    fn get(&self, at: usize) -> Option<&StoredEvent> {
         let at = self.removed + at;
         self.pages.get(at / PAGE)?.get(at % PAGE)
     }
 
-    fn get_mut(&mut self, at: usize) -> Option<&mut Kept> {
+    fn get_mut(&mut self, at: usize) -> Option<&mut StoredEvent> {
         let at = self.removed + at;
         self.pages.get_mut(at / PAGE)?.get_mut(at % PAGE)
     }
@@ -148,7 +148,7 @@ impl History {
 
     /// Whether the oldest event is no longer kept.
     fn has_surplus(&self, at: Timestamp, retention: Retention) -> bool {
-        let is_over = |oldest: &Kept| is_over(oldest.at, at, retention);
+        let is_over = |oldest: &StoredEvent| is_over(oldest.at, at, retention);
         self.excess > 0 || self.len() as u64 > retention.length || self.get(0).is_some_and(is_over)
     }
 
@@ -169,7 +169,7 @@ impl History {
             self.page_bytes += page_bytes(page);
         }
         self.text_bytes += allocated(text.len());
-        page.push(Kept { at, text: text.into() });
+        page.push(StoredEvent { at, text: text.into() });
     }
 
     /// Makes the times not decrease: gives each event the earliest time of those that follow it.
@@ -267,7 +267,7 @@ impl History {
     }
 
     pub fn heap_bytes(&self) -> usize {
-        let pages = allocated(self.pages.capacity() * size_of::<Vec<Kept>>());
+        let pages = allocated(self.pages.capacity() * size_of::<Vec<StoredEvent>>());
         let lines = self.lines.as_ref().map_or(0, |lines| lines.heap_bytes());
         self.text_bytes + self.page_bytes + pages + lines
     }

@@ -13,20 +13,20 @@
 //!
 //! Invariant: every session is in exactly one of the two, and its record notes where.
 
-use super::kept::Kept;
 use super::record::{Lease, NONE};
+use super::session_store::SessionStore;
 use super::Timestamp;
-use crate::collections::{DueHeap, Positions};
+use crate::collections::{IndexedHeap, Positions};
 use std::collections::VecDeque;
 
 /// Leases that end within this time (ms) are sorted in advance. Clients renew earlier than that as a
 /// rule, so a session that is renewed is rarely in a bucket.
 pub const LOOKAHEAD_MS: u64 = 1000;
 
-impl Positions for Kept {
+impl Positions for SessionStore {
     fn moved(&mut self, id: u32, position: u32) {
         if let Some(mut record) = self.get_mut(id) {
-            record.set_filed(position);
+            record.set_heap_slot(position);
         }
     }
 }
@@ -200,20 +200,20 @@ impl EndingBuckets {
 /// Sessions ordered by lease. See the head of the file.
 #[derive(Clone, Default)]
 pub struct LeaseOrder {
-    pending: DueHeap,
+    pending: IndexedHeap,
     pub ending: EndingBuckets,
 }
 
 impl LeaseOrder {
     /// Adds a session, whose lease is not marked as ending.
-    pub fn insert(&mut self, id: u32, lease: Lease, store: &mut Kept) {
+    pub fn insert(&mut self, id: u32, lease: Lease, store: &mut SessionStore) {
         self.pending.push(lease.until(), id, store);
     }
 
     /// Takes a session out that has this lease. If it is among the ending, its user is no longer counted
     /// in its bucket.
-    pub fn remove(&mut self, id: u32, lease: Lease, store: &mut Kept) {
-        let Some(slot) = store.get(id).map(|record| record.filed()) else { return };
+    pub fn remove(&mut self, id: u32, lease: Lease, store: &mut SessionStore) {
+        let Some(slot) = store.get(id).map(|record| record.heap_slot()) else { return };
         if !lease.is_ending() {
             self.pending.remove(slot, store);
         } else if let Some(moved) = self.ending.take(lease.until(), slot) {
@@ -222,8 +222,10 @@ impl LeaseOrder {
     }
 
     /// The session that had another number has this one.
-    pub fn rename(&mut self, id: u32, store: &mut Kept) {
-        let Some((lease, slot)) = store.get(id).map(|it| (it.lease(), it.filed())) else { return };
+    pub fn rename(&mut self, id: u32, store: &mut SessionStore) {
+        let Some((lease, slot)) = store.get(id).map(|it| (it.lease(), it.heap_slot())) else {
+            return;
+        };
         if lease.is_ending() {
             self.ending.rename(lease.until(), slot, id);
         } else {
@@ -232,10 +234,10 @@ impl LeaseOrder {
     }
 
     /// A session that is pending has an earlier lease than before.
-    pub fn shorten(&mut self, id: u32, lease: Lease, store: &mut Kept) {
-        let Some(slot) = store.get(id).map(|record| record.filed()) else { return };
+    pub fn shorten(&mut self, id: u32, lease: Lease, store: &mut SessionStore) {
+        let Some(slot) = store.get(id).map(|record| record.heap_slot()) else { return };
         if self.pending.due_at(slot).is_some_and(|bound| lease.until() < bound) {
-            self.pending.refile(slot, lease.until(), store);
+            self.pending.update(slot, lease.until(), store);
         }
     }
 
@@ -245,14 +247,14 @@ impl LeaseOrder {
     }
 
     /// Brings the bound of a pending session up to its lease.
-    pub fn update(&mut self, id: u32, lease: Lease, store: &mut Kept) {
-        let Some(slot) = store.get(id).map(|record| record.filed()) else { return };
-        self.pending.refile(slot, lease.until(), store);
+    pub fn update(&mut self, id: u32, lease: Lease, store: &mut SessionStore) {
+        let Some(slot) = store.get(id).map(|record| record.heap_slot()) else { return };
+        self.pending.update(slot, lease.until(), store);
     }
 
     /// Moves a pending session to the bucket of its lease and marks the lease.
-    pub fn move_to_ending(&mut self, id: u32, lease: Lease, store: &mut Kept) {
-        let Some(slot) = store.get(id).map(|record| record.filed()) else { return };
+    pub fn move_to_ending(&mut self, id: u32, lease: Lease, store: &mut SessionStore) {
+        let Some(slot) = store.get(id).map(|record| record.heap_slot()) else { return };
         self.pending.remove(slot, store);
         let slot = self.ending.add(lease.until(), id);
         store.set_lease(id, lease.ending());
@@ -260,7 +262,7 @@ impl LeaseOrder {
     }
 
     /// Makes all ending sessions pending again, with unmarked leases. No user is counted any more.
-    pub fn clear_ending(&mut self, store: &mut Kept) {
+    pub fn clear_ending(&mut self, store: &mut SessionStore) {
         for bucket in std::mem::take(&mut self.ending).buckets {
             for id in bucket.ids {
                 let Some(lease) = store.lease(id) else { continue };

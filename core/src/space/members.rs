@@ -1,6 +1,6 @@
 //! Who is in a space: the sessions, found by name and ordered by lease.
 //!
-//! * `blocks` holds the sessions, a [`Record`] each: a few in a row, or many. The number of a session
+//! * `blocks` holds the sessions, a [`SessionRecord`] each: a few in a row, or many. The number of a session
 //!   can change whenever another one ends or metadata changes, and nobody keeps it for longer than
 //!   that.
 //! * The first session of a user is the user's **anchor**.
@@ -20,44 +20,44 @@
 //! throughout exactly once.
 
 use super::group::{Changed, Group, Groups};
-use super::kept::Kept;
 use super::lease_order::{LeaseOrder, LOOKAHEAD_MS};
-use super::record::{Lease, Packed, Record, NONE};
-use super::{Fetch, Text, Timestamp};
-use crate::collections::{hash_of, Chart, HashIndex, NameHash, Place, Print};
+use super::record::{Lease, SessionRecord, SessionRecordBuf, NONE};
+use super::session_store::SessionStore;
+use super::{Prefetch, Text, Timestamp};
+use crate::collections::{hash_of, Fingerprint, IndexLayout, LinearHashIndex, NameHash, Place};
 
 /// Up to so many sessions a look through all of them is as quick as an index and costs nothing.
 const FEW: usize = 8;
 /// So many users are brought near at once: as many reads of memory as a processor has under way.
-pub const AT_ONCE: usize = 16;
+pub const PREFETCH_BATCH: usize = 16;
 /// A page passes over at most so many users whose leases have expired for each that it may return: in a
 /// space that most have left, a page may come back with fewer members than asked for.
 const LOOKS_A_MEMBER: usize = 8;
 
 #[derive(Clone, Default)]
 struct Indexes {
-    by_user: HashIndex,
-    by_session: HashIndex,
+    by_user: LinearHashIndex,
+    by_session: LinearHashIndex,
     leases: LeaseOrder,
 }
 
 /// The sessions of one space.
 #[derive(Clone, Default)]
 pub struct Members {
-    blocks: Kept,
+    blocks: SessionStore,
     groups: Option<Box<Groups>>,
     indexes: Option<Box<Indexes>>,
 }
 
 /// The hash of the name of a session's user, which is at hand where there are many.
-fn user_hash(blocks: &Kept, id: u32) -> u64 {
+fn user_hash(blocks: &SessionStore, id: u32) -> u64 {
     let hash = || blocks.get(id).map(|record| hash_of(record.user()));
-    blocks.print(id).map(|print| print.first).or_else(hash).unwrap_or(0)
+    blocks.fingerprint(id).map(|fingerprint| fingerprint.first).or_else(hash).unwrap_or(0)
 }
 
 /// The hash of the names of one of many.
-fn session_hash(blocks: &Kept, id: u32) -> u64 {
-    blocks.print(id).map_or(0, |print| print.both)
+fn session_hash(blocks: &SessionStore, id: u32) -> u64 {
+    blocks.fingerprint(id).map_or(0, |fingerprint| fingerprint.both)
 }
 
 /// The place of a user in the order of the hashes.
@@ -68,13 +68,13 @@ fn place_of(hash: u64) -> u32 {
 /// What a search for a user begins with, so that it need not be made twice: the hash of the name,
 /// where it is known, where to look, and who is probably there.
 #[derive(Clone, Default)]
-pub struct Trail {
+pub struct Lookup {
     hash: Option<NameHash>,
     place: Place,
     guess: Option<u32>,
 }
 
-impl Trail {
+impl Lookup {
     /// Whether it is known who is probably there.
     pub fn is_followed(&self) -> bool {
         self.guess.is_some()
@@ -84,58 +84,59 @@ impl Trail {
         self.hash.unwrap_or_else(|| NameHash::of(user))
     }
 
-    fn print(&self, user: &[u8], session: &[u8]) -> Print {
-        self.hash(user).print(session)
+    fn fingerprint(&self, user: &[u8], session: &[u8]) -> Fingerprint {
+        self.hash(user).fingerprint(session)
     }
 }
 
 /// Where that begins what leads to the sessions.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Heads {
+struct RootPointers {
     by_user: *const u8,
     kept: *const u8,
 }
 
-impl Heads {
-    const NONE: Heads = Heads { by_user: std::ptr::null(), kept: std::ptr::null() };
+impl RootPointers {
+    const NONE: RootPointers = RootPointers { by_user: std::ptr::null(), kept: std::ptr::null() };
 
-    fn fetch(self, fetch: Fetch) {
-        fetch(self.by_user);
+    fn prefetch(self, prefetch: Prefetch) {
+        prefetch(self.by_user);
         // What leads to the marks, or the first records of a row, takes two cache lines.
-        fetch(self.kept);
-        fetch(self.kept.wrapping_add(64));
+        prefetch(self.kept);
+        prefetch(self.kept.wrapping_add(64));
     }
 }
 
 /// Where that lay which a renewal looks at, when the space was last looked at: for who wants it brought
 /// near before the space is at hand. These are addresses and no more, of what may be gone since.
-pub struct Outlook {
-    heads: Heads,
-    by_user: Chart,
+pub struct SpaceLayout {
+    root_pointers: RootPointers,
+    by_user: IndexLayout,
 }
 
-impl Outlook {
+impl SpaceLayout {
     /// Of no space.
-    pub const NONE: Outlook = Outlook { heads: Heads::NONE, by_user: Chart::NONE };
+    pub const NONE: SpaceLayout =
+        SpaceLayout { root_pointers: RootPointers::NONE, by_user: IndexLayout::NONE };
 
     /// Where the search for a user begins if nothing has changed. What it looks at first is asked for.
-    pub fn trail(&self, user: &[u8], fetch: Fetch) -> Trail {
-        self.heads.fetch(fetch);
+    pub fn lookup(&self, user: &[u8], prefetch: Prefetch) -> Lookup {
+        self.root_pointers.prefetch(prefetch);
         // A few are looked through, and nobody's name is hashed.
         if self.by_user.is_clear() {
-            return Trail::default();
+            return Lookup::default();
         }
         let hash = NameHash::of(user);
         let (place, line) = self.by_user.place(hash.first());
-        fetch(line);
-        Trail { hash: Some(hash), place, guess: None }
+        prefetch(line);
+        Lookup { hash: Some(hash), place, guess: None }
     }
 }
 
 /// A user as a reader sees it: the sessions that are live.
 pub struct User<'a> {
     members: &'a Members,
-    anchor: Record<'a>,
+    anchor: SessionRecord<'a>,
     now: Timestamp,
 }
 
@@ -155,7 +156,7 @@ impl<'a> User<'a> {
     }
 
     /// The live sessions, oldest first.
-    pub fn sessions(&self) -> impl Iterator<Item = Record<'a>> {
+    pub fn sessions(&self) -> impl Iterator<Item = SessionRecord<'a>> {
         let (members, anchor, now) = (self.members, self.anchor, self.now);
         let few = members.few().map(|(_, record)| record);
         let few = few.filter(move |record| record.user() == anchor.user());
@@ -189,7 +190,7 @@ impl Members {
         })
     }
 
-    pub fn record(&self, id: u32) -> Option<Record<'_>> {
+    pub fn record(&self, id: u32) -> Option<SessionRecord<'_>> {
         self.blocks.get(id)
     }
 
@@ -199,23 +200,23 @@ impl Members {
     }
 
     /// The sessions, where they are a few, in the order in which they came.
-    fn few(&self) -> impl Iterator<Item = (u32, Record<'_>)> {
+    fn few(&self) -> impl Iterator<Item = (u32, SessionRecord<'_>)> {
         self.blocks.row()
     }
 
-    fn is_anchor(&self, id: u32, record: Record<'_>) -> bool {
+    fn is_anchor(&self, id: u32, record: SessionRecord<'_>) -> bool {
         if self.indexes.is_none() {
             return self.anchor(record.user()) == Some(id);
         }
         self.group(record).is_none_or(|group| group.anchor() == Some(id))
     }
 
-    fn group(&self, record: Record<'_>) -> Option<&Group> {
+    fn group(&self, record: SessionRecord<'_>) -> Option<&Group> {
         self.groups.as_ref()?.get(record.group())
     }
 
     /// How many live sessions the user of this anchor has. The order has been advanced to `now`.
-    fn live_sessions(&self, anchor: Record<'_>, now: Timestamp) -> usize {
+    fn live_sessions(&self, anchor: SessionRecord<'_>, now: Timestamp) -> usize {
         if self.indexes.is_none() {
             let of_user = self.few().filter(|(_, it)| it.user() == anchor.user());
             return of_user.filter(|(_, it)| it.is_live(now)).count();
@@ -227,68 +228,68 @@ impl Members {
     }
 
     /// Where the search for a user begins. What it looks at first is asked for.
-    pub fn trail(&self, user: &[u8], fetch: Fetch) -> Trail {
-        let mut trail = Trail::default();
+    pub fn lookup(&self, user: &[u8], prefetch: Prefetch) -> Lookup {
+        let mut lookup = Lookup::default();
         // What leads to the index's line and to the mark comes while the name is hashed.
-        self.heads().fetch(fetch);
-        self.enter(&mut trail, user, fetch);
-        trail
+        self.root_pointers().prefetch(prefetch);
+        self.enter(&mut lookup, user, prefetch);
+        lookup
     }
 
-    /// Finds where in this space the trail of a user goes on. What is there is asked for.
-    pub fn enter(&self, trail: &mut Trail, user: &[u8], fetch: Fetch) {
+    /// Finds where in this space the lookup of a user goes on. What is there is asked for.
+    pub fn enter(&self, lookup: &mut Lookup, user: &[u8], prefetch: Prefetch) {
         let Some(indexes) = &self.indexes else { return };
-        let hash = trail.hash(user);
-        trail.hash = Some(hash);
-        trail.place = indexes.by_user.place(hash.first());
-        fetch(indexes.by_user.line_at(trail.place).as_ptr());
+        let hash = lookup.hash(user);
+        lookup.hash = Some(hash);
+        lookup.place = indexes.by_user.place(hash.first());
+        prefetch(indexes.by_user.line_at(lookup.place).as_ptr());
     }
 
-    fn heads(&self) -> Heads {
+    fn root_pointers(&self) -> RootPointers {
         let by_user = self.indexes.as_ref().map(|indexes| std::ptr::from_ref(&indexes.by_user));
-        Heads {
+        RootPointers {
             by_user: by_user.map_or(std::ptr::null(), <*const _>::cast),
             kept: self.blocks.head(),
         }
     }
 
-    /// Brings an outlook up to date, and returns whether it was.
-    pub fn look_out(&self, outlook: &mut Outlook) -> bool {
-        let heads = self.heads();
-        let same = std::mem::replace(&mut outlook.heads, heads) == heads;
+    /// Brings a layout up to date, and returns whether it was.
+    pub fn update_layout(&self, layout: &mut SpaceLayout) -> bool {
+        let root_pointers = self.root_pointers();
+        let same = std::mem::replace(&mut layout.root_pointers, root_pointers) == root_pointers;
         let same_lines = match &self.indexes {
-            Some(indexes) => outlook.by_user.update(&indexes.by_user),
-            None => outlook.by_user.clear(),
+            Some(indexes) => layout.by_user.update(&indexes.by_user),
+            None => layout.by_user.clear(),
         };
         same && same_lines
     }
 
-    /// Goes on where the trail most probably leads, and asks for what a renewal looks at next, or for
+    /// Goes on where the lookup most probably leads, and asks for what a renewal looks at next, or for
     /// the `whole` session too.
-    pub fn follow(&self, trail: &mut Trail, whole: bool, fetch: Fetch) {
+    pub fn follow(&self, lookup: &mut Lookup, whole: bool, prefetch: Prefetch) {
         let Some(indexes) = &self.indexes else { return };
-        trail.guess = indexes.by_user.guess(trail.place);
-        let Some(id) = trail.guess else { return };
+        lookup.guess = indexes.by_user.guess(lookup.place);
+        let Some(id) = lookup.guess else { return };
         if let Some(mark) = self.blocks.mark(id) {
-            fetch(std::ptr::from_ref(mark).cast());
+            prefetch(std::ptr::from_ref(mark).cast());
         }
         if whole {
             if let Some(record) = self.blocks.get(id) {
-                record.lines().take(1).for_each(fetch);
+                record.lines().take(1).for_each(prefetch);
             }
         }
     }
 
     /// The session that stands for the user.
     pub fn anchor(&self, user: &[u8]) -> Option<u32> {
-        self.anchor_by(&Trail::default(), user)
+        self.anchor_by(&Lookup::default(), user)
     }
 
-    fn anchor_by(&self, trail: &Trail, user: &[u8]) -> Option<u32> {
+    fn anchor_by(&self, lookup: &Lookup, user: &[u8]) -> Option<u32> {
         let Some(indexes) = &self.indexes else {
             return self.few().find(|(_, record)| record.user() == user).map(|(id, _)| id);
         };
-        let hash = trail.hash(user).first();
+        let hash = lookup.hash(user).first();
         indexes.by_user.find(hash, |id| {
             user_hash(&self.blocks, id) == hash
                 && self.record(id).is_some_and(|record| record.user() == user)
@@ -297,96 +298,98 @@ impl Members {
 
     /// One session.
     pub fn find(&self, user: &[u8], session: &[u8]) -> Option<u32> {
-        self.find_by(&Trail::default(), user, session)
+        self.find_by(&Lookup::default(), user, session)
     }
 
-    /// One session, by the trail of its user.
-    pub fn find_by(&self, trail: &Trail, user: &[u8], session: &[u8]) -> Option<u32> {
+    /// One session, by the lookup of its user.
+    pub fn find_by(&self, lookup: &Lookup, user: &[u8], session: &[u8]) -> Option<u32> {
         let Some(indexes) = &self.indexes else {
             return self.few().find(|(_, it)| it.is(user, session)).map(|(id, _)| id);
         };
-        let print = trail.print(user, session);
-        let is_it = |id: &u32| self.blocks.print(*id) == Some(print);
-        let alone = || indexes.by_user.find(print.first, |id| is_it(&id));
-        let in_group = || indexes.by_session.find(print.both, |id| is_it(&id));
-        let found = trail.guess.filter(is_it).or_else(alone).or_else(in_group);
+        let fingerprint = lookup.fingerprint(user, session);
+        let is_it = |id: &u32| self.blocks.fingerprint(*id) == Some(fingerprint);
+        let alone = || indexes.by_user.find(fingerprint.first, |id| is_it(&id));
+        let in_group = || indexes.by_session.find(fingerprint.both, |id| is_it(&id));
+        let found = lookup.guess.filter(is_it).or_else(alone).or_else(in_group);
         debug_assert!(
             found.is_none_or(|id| self.record(id).is_some_and(|record| record.is(user, session)))
         );
         found
     }
 
-    /// The trails of these users, [`AT_ONCE`] at most, with what lies on them on its way. Each search
+    /// The lookups of these users, [`PREFETCH_BATCH`] at most, with what lies on them on its way. Each search
     /// waits for memory twice, one after the other; here all wait for it together. `whole` says
     /// that what is found will be looked at, and not only renewed. They take the place of what is in the
     /// list.
-    pub fn trails<'a>(
+    pub fn lookups<'a>(
         &self,
         users: impl Iterator<Item = &'a [u8]>,
         whole: bool,
-        fetch: Fetch,
-        trails: &mut Vec<Trail>,
+        prefetch: Prefetch,
+        lookups: &mut Vec<Lookup>,
     ) {
-        trails.clear();
-        self.heads().fetch(fetch);
-        trails.extend(users.map(|user| {
-            let mut trail = Trail::default();
-            self.enter(&mut trail, user, fetch);
-            trail
+        lookups.clear();
+        self.root_pointers().prefetch(prefetch);
+        lookups.extend(users.map(|user| {
+            let mut lookup = Lookup::default();
+            self.enter(&mut lookup, user, prefetch);
+            lookup
         }));
-        for trail in trails {
-            self.follow(trail, whole, fetch);
+        for lookup in lookups {
+            self.follow(lookup, whole, prefetch);
         }
     }
 
     /// The sessions of a user, newest first, each by what [`Self::find_print`] finds it by: their numbers
     /// change as some of them end. Only those that have expired at `expired_at`, where that is given.
-    pub fn prints_of(&self, user: &[u8], expired_at: Option<Timestamp>) -> Vec<Print> {
+    pub fn prints_of(&self, user: &[u8], expired_at: Option<Timestamp>) -> Vec<Fingerprint> {
         let is_asked_for =
-            |record: &Record<'_>| expired_at.is_none_or(|now| !record.lease().is_live(now));
-        let print = |record: Record<'_>| Trail::default().print(record.user(), record.session());
+            |record: &SessionRecord<'_>| expired_at.is_none_or(|now| !record.lease().is_live(now));
+        let fingerprint = |record: SessionRecord<'_>| {
+            Lookup::default().fingerprint(record.user(), record.session())
+        };
         if self.indexes.is_none() {
             let of_user = self.few().map(|(_, record)| record);
             let of_user = of_user.filter(|record| record.user() == user && is_asked_for(record));
-            let mut prints: Vec<Print> = of_user.map(print).collect();
-            prints.reverse();
-            return prints;
+            let mut fingerprints: Vec<Fingerprint> = of_user.map(fingerprint).collect();
+            fingerprints.reverse();
+            return fingerprints;
         }
         let Some(id) = self.anchor(user) else { return Vec::new() };
         let Some(group) = self.record(id).and_then(|anchor| self.group(anchor)) else {
             let alone = self.record(id).filter(is_asked_for);
-            return alone.and_then(|_| self.blocks.print(id)).into_iter().collect();
+            return alone.and_then(|_| self.blocks.fingerprint(id)).into_iter().collect();
         };
         let is_lease_asked_for = |id: &u32| {
             let lease = self.lease(*id);
             expired_at.is_none_or(|now| lease.is_some_and(|lease| !lease.is_live(now)))
         };
         let ids = group.sessions().rev().filter(is_lease_asked_for);
-        ids.filter_map(|id| self.blocks.print(id)).collect()
+        ids.filter_map(|id| self.blocks.fingerprint(id)).collect()
     }
 
-    /// The session that has this print.
-    pub fn find_print(&self, print: Print) -> Option<u32> {
+    /// The session that has this fingerprint.
+    pub fn find_print(&self, fingerprint: Fingerprint) -> Option<u32> {
         let Some(indexes) = &self.indexes else {
             let mut few = self.few();
-            let is_it = |record: Record<'_>| {
-                Trail::default().print(record.user(), record.session()) == print
+            let is_it = |record: SessionRecord<'_>| {
+                Lookup::default().fingerprint(record.user(), record.session()) == fingerprint
             };
             return few.find(|(_, record)| is_it(*record)).map(|(id, _)| id);
         };
-        let is_it = |id: u32| self.blocks.print(id) == Some(print);
+        let is_it = |id: u32| self.blocks.fingerprint(id) == Some(fingerprint);
         indexes
             .by_user
-            .find(print.first, is_it)
-            .or_else(|| indexes.by_session.find(print.both, is_it))
+            .find(fingerprint.first, is_it)
+            .or_else(|| indexes.by_session.find(fingerprint.both, is_it))
     }
 
     /// Whether a session of the user has expired at `now`, to which the order has been advanced.
-    pub fn has_expired(&self, trail: &Trail, user: &[u8], now: Timestamp) -> bool {
+    pub fn has_expired(&self, lookup: &Lookup, user: &[u8], now: Timestamp) -> bool {
         if self.indexes.is_none() {
             return self.few().any(|(_, it)| !it.is_live(now) && it.user() == user);
         }
-        let anchor = self.anchor_by(trail, user).and_then(|anchor| self.record(anchor));
+        let anchor = self.anchor_by(lookup, user).and_then(|anchor| self.record(anchor));
         anchor.is_some_and(|anchor| match self.group(anchor) {
             Some(group) => group.expired(now) > 0,
             None => !anchor.is_live(now),
@@ -402,12 +405,12 @@ impl Members {
 
     /// A user who is online at `now`.
     pub fn user(&self, user: &[u8], now: Timestamp) -> Option<User<'_>> {
-        self.user_by(&Trail::default(), user, now)
+        self.user_by(&Lookup::default(), user, now)
     }
 
-    /// A user who is online at `now`, by the trail.
-    pub fn user_by(&self, trail: &Trail, user: &[u8], now: Timestamp) -> Option<User<'_>> {
-        self.user_at(self.anchor_by(trail, user)?, now)
+    /// A user who is online at `now`, by the lookup.
+    pub fn user_by(&self, lookup: &Lookup, user: &[u8], now: Timestamp) -> Option<User<'_>> {
+        self.user_at(self.anchor_by(lookup, user)?, now)
     }
 
     /// Everybody who is online at `now`. Costs no more where most of the sessions have expired.
@@ -438,7 +441,7 @@ impl Members {
     }
 
     /// Everybody who is here with their hashes, in the order of these, from one on.
-    fn in_order(&self, from: u64, fetch: Fetch) -> impl Iterator<Item = (u64, u32)> + '_ {
+    fn in_order(&self, from: u64, prefetch: Prefetch) -> impl Iterator<Item = (u64, u32)> + '_ {
         let (mut ready, mut next) = (Vec::new(), Some(from));
         if self.indexes.is_none() {
             let anchors = self.few().filter(|(id, record)| self.is_anchor(*id, *record));
@@ -456,7 +459,7 @@ impl Members {
             let (more, after) = indexes.by_user.next(next?, |id| user_hash(&self.blocks, id));
             // Each is at another place in memory; the first is looked at next.
             for record in more.iter().filter_map(|(_, id)| self.record(*id)) {
-                record.lines().for_each(fetch);
+                record.lines().for_each(prefetch);
             }
             (ready, next) = (more.into_iter(), after);
         })
@@ -469,7 +472,7 @@ impl Members {
         from: u32,
         count: usize,
         now: Timestamp,
-        fetch: Fetch,
+        prefetch: Prefetch,
     ) -> (Vec<User<'_>>, Option<u32>) {
         let (expired, _) = self.expired(now);
         if from == 0 && self.users() - expired <= count {
@@ -478,7 +481,7 @@ impl Members {
         }
         let mut users = Vec::new();
         let (mut looks, mut last) = (0, None);
-        for (hash, id) in self.in_order(u64::from(from) << 32, fetch) {
+        for (hash, id) in self.in_order(u64::from(from) << 32, prefetch) {
             let place = place_of(hash);
             let is_full = users.len() >= count || looks >= count.saturating_mul(LOOKS_A_MEMBER);
             // Two users of one place are not parted: the next page would begin with both.
@@ -493,7 +496,7 @@ impl Members {
     }
 
     /// When the user of a session came online.
-    fn since(&self, record: Record<'_>) -> Timestamp {
+    fn since(&self, record: SessionRecord<'_>) -> Timestamp {
         if self.indexes.is_none() {
             let anchor = self.few().find(|(_, anchor)| anchor.user() == record.user());
             return anchor.map_or(record, |(_, anchor)| anchor).since();
@@ -502,40 +505,45 @@ impl Members {
     }
 
     /// Every session with the time its user came online; for saving and for digests.
-    pub fn all(&self) -> impl Iterator<Item = (Record<'_>, Timestamp)> {
+    pub fn all(&self) -> impl Iterator<Item = (SessionRecord<'_>, Timestamp)> {
         self.blocks.iter().map(|(_, record)| (record, self.since(record)))
     }
 
     /// Adds a session that is not there yet. `since` is when its user came online, if
     /// nothing of the user is here. Returns whether it is the user's first.
-    pub fn insert(&mut self, trail: &Trail, new: Record<'_>, since: Timestamp) -> bool {
-        let trail = &self.make_way(trail, new);
-        let anchor = self.anchor_by(trail, new.user());
-        self.insert_beside(anchor, trail, new, since)
+    pub fn insert(&mut self, lookup: &Lookup, new: SessionRecord<'_>, since: Timestamp) -> bool {
+        let lookup = &self.make_way(lookup, new);
+        let anchor = self.anchor_by(lookup, new.user());
+        self.insert_beside(anchor, lookup, new, since)
     }
 
     /// Adds a session that may be there already: returns false then, and has added nothing.
-    pub fn insert_absent(&mut self, trail: &Trail, new: Record<'_>, since: Timestamp) -> bool {
-        let trail = &self.make_way(trail, new);
-        let anchor = self.anchor_by(trail, new.user());
+    pub fn insert_absent(
+        &mut self,
+        lookup: &Lookup,
+        new: SessionRecord<'_>,
+        since: Timestamp,
+    ) -> bool {
+        let lookup = &self.make_way(lookup, new);
+        let anchor = self.anchor_by(lookup, new.user());
         let is_absent =
-            anchor.is_none() || self.find_by(trail, new.user(), new.session()).is_none();
+            anchor.is_none() || self.find_by(lookup, new.user(), new.session()).is_none();
         if is_absent {
-            self.insert_beside(anchor, trail, new, since);
+            self.insert_beside(anchor, lookup, new, since);
         }
         is_absent
     }
 
-    /// Begins to use indexes where this session makes them worthwhile. Returns the trail that is good from
+    /// Begins to use indexes where this session makes them worthwhile. Returns the lookup that is good from
     /// then on.
-    fn make_way(&mut self, trail: &Trail, new: Record<'_>) -> Trail {
-        if self.indexes.is_none() && (self.blocks.len() >= FEW || !Kept::fits_row(new)) {
+    fn make_way(&mut self, lookup: &Lookup, new: SessionRecord<'_>) -> Lookup {
+        if self.indexes.is_none() && (self.blocks.len() >= FEW || !SessionStore::fits_row(new)) {
             self.rebuild(Some(Box::default()));
         }
-        if trail.hash.is_none() {
-            self.trail(new.user(), |_| {})
+        if lookup.hash.is_none() {
+            self.lookup(new.user(), |_| {})
         } else {
-            trail.clone()
+            lookup.clone()
         }
     }
 
@@ -543,13 +551,13 @@ impl Members {
     fn insert_beside(
         &mut self,
         anchor: Option<u32>,
-        trail: &Trail,
-        new: Record<'_>,
+        lookup: &Lookup,
+        new: SessionRecord<'_>,
         since: Timestamp,
     ) -> bool {
         // Of who is here already, it is known.
         let since = if anchor.is_none() { since } else { new.joined_at() };
-        let id = self.blocks.insert(new, since, || trail.print(new.user(), new.session()));
+        let id = self.blocks.insert(new, since, || lookup.fingerprint(new.user(), new.session()));
         if self.indexes.is_none() {
             return anchor.is_none();
         }
@@ -568,7 +576,7 @@ impl Members {
         if let Some(indexes) = &mut self.indexes {
             let blocks = &self.blocks;
             if anchor.is_none() {
-                let hash = trail.hash(new.user()).first();
+                let hash = lookup.hash(new.user()).first();
                 indexes.by_user.insert(hash, id, |other| user_hash(blocks, other));
             }
             for id in to_file.into_iter().flatten() {
@@ -661,16 +669,17 @@ impl Members {
 
     /// Begins to use indexes, or ceases to.
     fn rebuild(&mut self, indexes: Option<Box<Indexes>>) {
-        let blocks = if indexes.is_some() { Kept::for_many() } else { Kept::default() };
+        let blocks =
+            if indexes.is_some() { SessionStore::for_many() } else { SessionStore::default() };
         let old = std::mem::replace(self, Members { blocks, groups: None, indexes });
         for (id, anchor) in old.blocks.iter() {
             match old.group(anchor) {
                 None => {
-                    self.insert(&Trail::default(), anchor, old.since(anchor));
+                    self.insert(&Lookup::default(), anchor, old.since(anchor));
                 }
                 Some(group) if group.anchor() == Some(id) => {
                     for record in group.sessions().filter_map(|id| old.record(id)) {
-                        self.insert(&Trail::default(), record, group.joined_at);
+                        self.insert(&Lookup::default(), record, group.joined_at);
                     }
                 }
                 Some(_) => {}
@@ -707,14 +716,15 @@ impl Members {
 
     /// Takes a session out of a few, as [`Self::remove`] does. Should it be the anchor, the user's next
     /// one tells from now on since when the user is here.
-    fn remove_of_few(&mut self, id: u32) -> Option<(Packed, bool)> {
+    fn remove_of_few(&mut self, id: u32) -> Option<(SessionRecordBuf, bool)> {
         let record = self.record(id)?;
-        let (removed, since) = (Packed::from(record), self.since(record));
+        let (removed, since) = (SessionRecordBuf::from(record), self.since(record));
         let was_anchor = self.is_anchor(id, record);
         self.blocks.remove(id);
         let heir = self.anchor(removed.read().user());
         if let Some(heir) = heir.filter(|_| was_anchor) {
-            let changed = self.record(heir).map(|record| Packed::with_since(record, since));
+            let changed =
+                self.record(heir).map(|record| SessionRecordBuf::with_since(record, since));
             if let Some(changed) = changed {
                 self.blocks.replace(heir, changed.read());
             }
@@ -723,12 +733,12 @@ impl Members {
     }
 
     /// Takes a session out. Returns it, and whether it was its user's last.
-    pub fn remove(&mut self, id: u32) -> Option<(Packed, bool)> {
+    pub fn remove(&mut self, id: u32) -> Option<(SessionRecordBuf, bool)> {
         if self.indexes.is_none() {
             return self.remove_of_few(id);
         }
         let gone = self.record(id)?;
-        let (removed, group, lease) = (Packed::from(gone), gone.group(), gone.lease());
+        let (removed, group, lease) = (SessionRecordBuf::from(gone), gone.group(), gone.lease());
         let ending = lease.is_ending().then_some(lease.until());
         let taken = self.groups.as_mut().and_then(|groups| groups.take(group, id, ending));
         let (is_anchor, heir) = match taken {
@@ -767,7 +777,7 @@ impl Members {
         self.free(id);
         if self.indexes.is_some()
             && self.blocks.len() * 4 < FEW
-            && self.blocks.iter().all(|(_, record)| Kept::fits_row(record))
+            && self.blocks.iter().all(|(_, record)| SessionStore::fits_row(record))
         {
             self.rebuild(None);
         }
@@ -791,9 +801,9 @@ impl Members {
     /// Replaces a session's metadata. Returns the number that the session has by then.
     pub fn set_meta(&mut self, id: u32, meta: Text) -> u32 {
         let Some(record) = self.record(id) else { return id };
-        let changed = Packed::with_meta(record, meta);
+        let changed = SessionRecordBuf::with_meta(record, meta);
         let changed = changed.read();
-        if self.indexes.is_none() && !Kept::fits_row(changed) {
+        if self.indexes.is_none() && !SessionStore::fits_row(changed) {
             self.rebuild(Some(Box::default()));
             let id = self.find(changed.user(), changed.session());
             return id.map_or(NONE, |id| self.set_meta(id, meta));
@@ -802,11 +812,11 @@ impl Members {
             return id;
         }
         let Some(old) = self.record(id) else { return id };
-        let (group, filed, lease) = (old.group(), old.filed(), old.lease());
-        let print = || Trail::default().print(changed.user(), changed.session());
-        let new = self.blocks.insert(changed, changed.joined_at(), print);
+        let (group, heap_slot, lease) = (old.group(), old.heap_slot(), old.lease());
+        let fingerprint = || Lookup::default().fingerprint(changed.user(), changed.session());
+        let new = self.blocks.insert(changed, changed.joined_at(), fingerprint);
         if let Some(mut record) = self.blocks.get_mut(new) {
-            record.note(group, filed);
+            record.note(group, heap_slot);
         }
         // With the mark of one that is in a bucket.
         self.blocks.set_lease(new, lease);

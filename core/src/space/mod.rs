@@ -10,29 +10,29 @@ mod effect;
 mod event;
 mod group;
 mod history;
-mod kept;
 mod lease_order;
 mod lines;
 mod members;
 #[cfg(test)]
 mod model;
 mod record;
+mod session_store;
 
-pub use effect::{Effect, Silent, Sink};
+pub use effect::{Effect, NullSink, Sink};
 pub use event::{Event, Kind, Reason};
 pub use history::{History, Retention};
-pub use members::{OutOfTime, Outlook, Trail, User};
-pub use record::Record;
+pub use members::{Lookup, OutOfTime, SpaceLayout, User};
+pub use record::SessionRecord;
 
 use crate::collections::allocated;
 use lines::PastLine;
-use members::{Members, AT_ONCE};
-use record::{Lease, Packed};
+use members::{Members, PREFETCH_BATCH};
+use record::{Lease, SessionRecordBuf};
 
 /// Unix time in milliseconds.
 pub type Timestamp = u64;
 /// Asks for memory that will be looked at soon, if whoever runs this can: a hint, which reads nothing.
-pub type Fetch = fn(at: *const u8);
+pub type Prefetch = fn(at: *const u8);
 /// A JSON text, or none.
 pub type Text<'a> = Option<&'a str>;
 
@@ -85,7 +85,7 @@ pub struct Limits {
 
 /// Why a session was not let in. Nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum OnlineError {
     Closed,
     NoMemory,
     SessionsPerUser,
@@ -94,7 +94,7 @@ pub enum Refusal {
 
 /// An effect that does not fit the state it is applied to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Misfit(pub &'static str);
+pub struct ApplyError(pub &'static str);
 
 /// When `online` is to do something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +116,7 @@ pub enum MetaChange<'a> {
 
 /// What a sweep of a space has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Swept {
+pub struct SweepProgress {
     pub ended: usize,
     /// Time was up before everything was done.
     pub more: bool,
@@ -124,7 +124,7 @@ pub struct Swept {
 
 /// The circumstances of a change: the key's name, the time, the bounds.
 #[derive(Clone, Copy)]
-pub struct At<'a> {
+pub struct ChangeCtx<'a> {
     pub space: &'a [u8],
     pub now: Timestamp,
     pub limits: Limits,
@@ -204,30 +204,30 @@ impl Space {
         self.members.user(user.as_bytes(), now)
     }
 
-    /// Finds where the trail of a user goes on here, and asks for what is there.
-    pub fn enter(&self, trail: &mut Trail, user: &[u8], fetch: Fetch) {
-        self.members.enter(trail, user, fetch);
+    /// Finds where the lookup of a user goes on here, and asks for what is there.
+    pub fn enter(&self, lookup: &mut Lookup, user: &[u8], prefetch: Prefetch) {
+        self.members.enter(lookup, user, prefetch);
     }
 
-    /// Brings an outlook on this space up to date, and returns whether it was.
-    pub fn look_out(&self, outlook: &mut Outlook) -> bool {
-        self.members.look_out(outlook)
+    /// Brings a layout on this space up to date, and returns whether it was.
+    pub fn update_layout(&self, layout: &mut SpaceLayout) -> bool {
+        self.members.update_layout(layout)
     }
 
     /// Asks for what a renewal looks at next. Waits for what was asked for first.
-    pub fn follow(&self, trail: &mut Trail, fetch: Fetch) {
-        self.members.follow(trail, false, fetch);
+    pub fn follow(&self, lookup: &mut Lookup, prefetch: Prefetch) {
+        self.members.follow(lookup, false, prefetch);
     }
 
     /// How many live sessions each of the users has at `now`, in the order given.
-    pub fn statuses(&self, users: &[&str], now: Timestamp, fetch: Fetch) -> Vec<usize> {
-        let mut trails = Vec::with_capacity(AT_ONCE);
+    pub fn statuses(&self, users: &[&str], now: Timestamp, prefetch: Prefetch) -> Vec<usize> {
+        let mut lookups = Vec::with_capacity(PREFETCH_BATCH);
         let mut counts = Vec::with_capacity(users.len());
-        for some in users.chunks(AT_ONCE) {
+        for some in users.chunks(PREFETCH_BATCH) {
             let names = some.iter().map(|user| user.as_bytes());
-            self.members.trails(names, true, fetch, &mut trails);
-            counts.extend(some.iter().zip(&trails).map(|(user, trail)| {
-                let user = self.members.user_by(trail, user.as_bytes(), now);
+            self.members.lookups(names, true, prefetch, &mut lookups);
+            counts.extend(some.iter().zip(&lookups).map(|(user, lookup)| {
+                let user = self.members.user_by(lookup, user.as_bytes(), now);
                 user.map_or(0, |user| user.live_sessions())
             }));
         }
@@ -246,9 +246,9 @@ impl Space {
         from: u32,
         count: usize,
         now: Timestamp,
-        fetch: Fetch,
+        prefetch: Prefetch,
     ) -> (Vec<User<'_>>, Option<u32>) {
-        self.members.page(from, count, now, fetch)
+        self.members.page(from, count, now, prefetch)
     }
 
     pub fn history(&self) -> Option<&History> {
@@ -359,7 +359,7 @@ impl Space {
 
     // ---- what can happen -----------------------------------------------------------------
 
-    fn event<S: Sink>(&mut self, at: At, mut event: Event<'_>, sink: &mut S) {
+    fn event<S: Sink>(&mut self, at: ChangeCtx, mut event: Event<'_>, sink: &mut S) {
         self.seq = self.seq.saturating_add(1);
         event.seq = self.seq;
         let mut text = Vec::with_capacity(192 + event.meta.map_or(0, <[u8]>::len));
@@ -394,9 +394,9 @@ impl Space {
     /// An event about a session as it is, or last was.
     fn session_event<S: Sink>(
         &mut self,
-        at: At,
+        at: ChangeCtx,
         kind: Kind,
-        record: Record<'_>,
+        record: SessionRecord<'_>,
         reason: Option<Reason>,
         sink: &mut S,
     ) {
@@ -414,8 +414,8 @@ impl Space {
     /// Returns whether the user came online by this.
     fn begin_session<S: Sink>(
         &mut self,
-        at: At,
-        trail: &Trail,
+        at: ChangeCtx,
+        lookup: &Lookup,
         (user, session): (&str, &str),
         lease: Timestamp,
         meta: Text,
@@ -423,14 +423,14 @@ impl Space {
     ) -> bool {
         self.begin_line_if_due(sink);
         sink.effect(&Effect::Online { user, session, lease, at: at.now, meta });
-        let session = Packed::new(user, session, Lease::new(lease, false), at.now, meta);
-        let first = self.members.insert(trail, session.read(), at.now);
+        let session = SessionRecordBuf::new(user, session, Lease::new(lease, false), at.now, meta);
+        let first = self.members.insert(lookup, session.read(), at.now);
         let kind = if first { Kind::Join } else { Kind::Add };
         self.session_event(at, kind, session.read(), None, sink);
         first
     }
 
-    fn end_session<S: Sink>(&mut self, at: At, id: u32, reason: Reason, sink: &mut S) {
+    fn end_session<S: Sink>(&mut self, at: ChangeCtx, id: u32, reason: Reason, sink: &mut S) {
         let Some((session, last)) = self.members.remove(id) else { return };
         self.begin_line_if_due(sink);
         let record = session.read();
@@ -456,9 +456,9 @@ impl Space {
         sink.effect(&Effect::Lease { user, session, lease, lingering });
     }
 
-    fn update_meta<S: Sink>(&mut self, at: At, id: u32, meta: Text, sink: &mut S) {
+    fn update_meta<S: Sink>(&mut self, at: ChangeCtx, id: u32, meta: Text, sink: &mut S) {
         let id = self.members.set_meta(id, meta);
-        let Some(session) = self.members.record(id).map(Packed::from) else { return };
+        let Some(session) = self.members.record(id).map(SessionRecordBuf::from) else { return };
         self.begin_line_if_due(sink);
         let record = session.read();
         sink.effect(&Effect::Update {
@@ -470,7 +470,14 @@ impl Space {
         self.session_event(at, Kind::Update, record, None, sink);
     }
 
-    fn send<S: Sink>(&mut self, at: At, user: &str, session: &str, message: &str, sink: &mut S) {
+    fn send<S: Sink>(
+        &mut self,
+        at: ChangeCtx,
+        user: &str,
+        session: &str,
+        message: &str,
+        sink: &mut S,
+    ) {
         self.begin_line_if_due(sink);
         sink.effect(&Effect::Message { user, session, at: at.now, text: message });
         let event = Event {
@@ -482,7 +489,7 @@ impl Space {
         self.event(at, event, sink);
     }
 
-    fn shut<S: Sink>(&mut self, at: At, until: Timestamp, sink: &mut S) {
+    fn shut<S: Sink>(&mut self, at: ChangeCtx, until: Timestamp, sink: &mut S) {
         self.begin_line_if_due(sink);
         sink.effect(&Effect::Close { at: at.now, until });
         sink.discard(Gone(std::mem::take(&mut self.members)));
@@ -525,25 +532,25 @@ impl Space {
     // ---- what is asked for ---------------------------------------------------------------
 
     /// The number of a session that is live.
-    fn live(&self, trail: &Trail, who: (&str, &str), now: Timestamp) -> Option<u32> {
-        let id = self.members.find_by(trail, who.0.as_bytes(), who.1.as_bytes())?;
+    fn live(&self, lookup: &Lookup, who: (&str, &str), now: Timestamp) -> Option<u32> {
+        let id = self.members.find_by(lookup, who.0.as_bytes(), who.1.as_bytes())?;
         self.members.lease(id)?.is_live(now).then_some(id)
     }
 
     /// Records the end of those of a user's sessions whose leases are over.
-    fn end_lapsed<S: Sink>(&mut self, at: At, trail: &Trail, user: &str, sink: &mut S) {
+    fn end_lapsed<S: Sink>(&mut self, at: ChangeCtx, lookup: &Lookup, user: &str, sink: &mut S) {
         self.members.advance(at.now);
-        if !self.members.has_expired(trail, user.as_bytes(), at.now) {
+        if !self.members.has_expired(lookup, user.as_bytes(), at.now) {
             return;
         }
-        for print in self.members.prints_of(user.as_bytes(), Some(at.now)) {
-            if let Some(id) = self.members.find_print(print) {
+        for fingerprint in self.members.prints_of(user.as_bytes(), Some(at.now)) {
+            if let Some(id) = self.members.find_print(fingerprint) {
                 self.end_if_lapsed(at, id, sink);
             }
         }
     }
 
-    fn end_if_lapsed<S: Sink>(&mut self, at: At, id: u32, sink: &mut S) {
+    fn end_if_lapsed<S: Sink>(&mut self, at: ChangeCtx, id: u32, sink: &mut S) {
         let Some(record) = self.members.record(id).filter(|record| !record.is_live(at.now)) else {
             return;
         };
@@ -553,7 +560,7 @@ impl Space {
     }
 
     /// An estimate of the bytes that sessions which are not there yet will take, with their events.
-    fn growth(&self, at: At, new: &[(&str, &str)], meta: Text) -> usize {
+    fn growth(&self, at: ChangeCtx, new: &[(&str, &str)], meta: Text) -> usize {
         let names: usize = new.iter().map(|(user, session)| user.len() + session.len()).sum();
         let meta = meta.map_or(0, str::len);
         let sessions = names + new.len() * (SESSION_BYTES + meta);
@@ -571,13 +578,13 @@ impl Space {
     /// `meta` is what each comes with.
     fn admit(
         &mut self,
-        at: At,
+        at: ChangeCtx,
         new: &mut [(&str, &str)],
         meta: Text,
         has_memory: impl FnOnce(usize) -> bool,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), OnlineError> {
         if !has_memory(self.growth(at, new, meta)) {
-            return Err(Refusal::NoMemory);
+            return Err(OnlineError::NoMemory);
         }
         new.sort_unstable();
         self.members.advance(at.now);
@@ -587,14 +594,14 @@ impl Space {
             let live = self.user(user, at.now).map_or(0, |user| user.live_sessions());
             let sessions = of_user.chunk_by(|a, b| a == b).count();
             if (live + sessions) as u64 > at.limits.sessions_per_user {
-                return Err(Refusal::SessionsPerUser);
+                return Err(OnlineError::SessionsPerUser);
             }
             new_users += usize::from(live == 0);
         }
         if at.limits.users > 0 && new_users > 0 {
             let (users, _) = self.counts(at.now);
             if (users + new_users) as u64 > at.limits.users {
-                return Err(Refusal::Users);
+                return Err(OnlineError::Users);
             }
         }
         Ok(())
@@ -603,15 +610,15 @@ impl Space {
     /// Lets a session in that is not live. Returns whether its user came online by that.
     fn come<S: Sink>(
         &mut self,
-        at: At,
-        trail: &Trail,
+        at: ChangeCtx,
+        lookup: &Lookup,
         (user, session): (&str, &str),
         lease: Timestamp,
         meta: Text,
         sink: &mut S,
     ) -> bool {
-        self.end_lapsed(at, trail, user, sink);
-        self.begin_session(at, trail, (user, session), lease, meta, sink)
+        self.end_lapsed(at, lookup, user, sink);
+        self.begin_session(at, lookup, (user, session), lease, meta, sink)
     }
 
     /// Renews the lease of a session that is live, if that is all there is to do and nobody is to be
@@ -619,14 +626,14 @@ impl Space {
     pub fn renew(
         &mut self,
         now: Timestamp,
-        trail: &Trail,
+        lookup: &Lookup,
         who: (&str, &str),
         lease: Timestamp,
     ) -> bool {
         // A closed space has no sessions.
-        let live = self.live(trail, who, now);
+        let live = self.live(lookup, who, now);
         live.is_some_and(|id| {
-            self.set_lease(id, who, lease, false, &mut Silent);
+            self.set_lease(id, who, lease, false, &mut NullSink);
             true
         })
     }
@@ -634,23 +641,23 @@ impl Space {
     /// Says that one session is alive until `lease`. Returns how many users came online (0 or
     /// 1), or none where the condition was not met. `has_memory` is asked for a new session and for
     /// metadata that is longer than before: whether about so many bytes more may be taken.
-    /// `trail` is the user's, since when nothing has changed.
+    /// `lookup` is the user's, since when nothing has changed.
     #[allow(clippy::too_many_arguments)]
     pub fn online<S: Sink>(
         &mut self,
-        at: At,
-        trail: &Trail,
+        at: ChangeCtx,
+        lookup: &Lookup,
         (user, session): (&str, &str),
         lease: Timestamp,
         meta: MetaChange,
         condition: Condition,
         has_memory: impl FnOnce(usize) -> bool,
         sink: &mut S,
-    ) -> Result<Option<usize>, Refusal> {
+    ) -> Result<Option<usize>, OnlineError> {
         if self.is_closed() {
-            return Err(Refusal::Closed);
+            return Err(OnlineError::Closed);
         }
-        if let Some(id) = self.live(trail, (user, session), at.now) {
+        if let Some(id) = self.live(lookup, (user, session), at.now) {
             if condition == Condition::IfAbsent {
                 return Ok(None);
             }
@@ -662,7 +669,7 @@ impl Space {
             if let Some(Some(meta)) = new_meta {
                 // What makes a session larger needs memory; the session, and an event about it.
                 if meta.len() > current.map_or(0, <[u8]>::len) && !has_memory(2 * meta.len()) {
-                    return Err(Refusal::NoMemory);
+                    return Err(OnlineError::NoMemory);
                 }
             }
             self.set_lease(id, (user, session), lease, false, sink);
@@ -679,7 +686,7 @@ impl Space {
             MetaChange::Keep => None,
         };
         self.admit(at, &mut [(user, session)], meta, has_memory)?;
-        Ok(Some(usize::from(self.come(at, trail, (user, session), lease, meta, sink))))
+        Ok(Some(usize::from(self.come(at, lookup, (user, session), lease, meta, sink))))
     }
 
     /// The number of each of these sessions that is live.
@@ -687,14 +694,16 @@ impl Space {
         &self,
         sessions: &[(&str, &str)],
         now: Timestamp,
-        fetch: Fetch,
+        prefetch: Prefetch,
     ) -> Vec<Option<u32>> {
-        let mut trails = Vec::with_capacity(AT_ONCE);
+        let mut lookups = Vec::with_capacity(PREFETCH_BATCH);
         let mut found = Vec::with_capacity(sessions.len());
-        for some in sessions.chunks(AT_ONCE) {
+        for some in sessions.chunks(PREFETCH_BATCH) {
             let users = some.iter().map(|(user, _)| user.as_bytes());
-            self.members.trails(users, false, fetch, &mut trails);
-            found.extend(some.iter().zip(&trails).map(|(who, trail)| self.live(trail, *who, now)));
+            self.members.lookups(users, false, prefetch, &mut lookups);
+            found.extend(
+                some.iter().zip(&lookups).map(|(who, lookup)| self.live(lookup, *who, now)),
+            );
         }
         found
     }
@@ -703,16 +712,16 @@ impl Space {
     /// positions, from 0, of those that are left out.
     pub fn renew_many<S: Sink>(
         &mut self,
-        at: At,
+        at: ChangeCtx,
         sessions: &[(&str, &str)],
         lease: Timestamp,
-        fetch: Fetch,
+        prefetch: Prefetch,
         sink: &mut S,
-    ) -> Result<Vec<usize>, Refusal> {
+    ) -> Result<Vec<usize>, OnlineError> {
         if self.is_closed() {
-            return Err(Refusal::Closed);
+            return Err(OnlineError::Closed);
         }
-        let found = self.find_live(sessions, at.now, fetch);
+        let found = self.find_live(sessions, at.now, prefetch);
         let mut left_out = Vec::new();
         for (position, (who, id)) in sessions.iter().zip(found).enumerate() {
             match id {
@@ -726,17 +735,17 @@ impl Space {
     /// Says that many sessions are alive until `lease`, all or none. Returns how many users came online.
     pub fn online_many<S: Sink>(
         &mut self,
-        at: At,
+        at: ChangeCtx,
         sessions: &[(&str, &str)],
         lease: Timestamp,
         has_memory: impl FnOnce(usize) -> bool,
-        fetch: Fetch,
+        prefetch: Prefetch,
         sink: &mut S,
-    ) -> Result<usize, Refusal> {
+    ) -> Result<usize, OnlineError> {
         if self.is_closed() {
-            return Err(Refusal::Closed);
+            return Err(OnlineError::Closed);
         }
-        let places = self.find_live(sessions, at.now, fetch);
+        let places = self.find_live(sessions, at.now, prefetch);
         let mut new: Vec<(&str, &str)> = sessions
             .iter()
             .zip(&places)
@@ -755,13 +764,13 @@ impl Space {
             let place = if only_renews {
                 place
             } else {
-                self.live(&Trail::default(), (user, session), at.now)
+                self.live(&Lookup::default(), (user, session), at.now)
             };
             match place {
                 Some(id) => self.set_lease(id, (user, session), lease, false, sink),
                 None => {
-                    let trail = self.members.trail(user.as_bytes(), fetch);
-                    let came = self.come(at, &trail, (user, session), lease, None, sink);
+                    let lookup = self.members.lookup(user.as_bytes(), prefetch);
+                    let came = self.come(at, &lookup, (user, session), lease, None, sink);
                     came_online += usize::from(came);
                 }
             }
@@ -773,14 +782,14 @@ impl Space {
     /// most so many ms from now instead. Returns how many users went offline by this (0 or 1).
     pub fn offline<S: Sink>(
         &mut self,
-        at: At,
+        at: ChangeCtx,
         user: &str,
         session: Option<&str>,
         linger: u64,
         sink: &mut S,
     ) -> usize {
-        let trail = self.members.trail(user.as_bytes(), |_| {});
-        self.end_lapsed(at, &trail, user, sink);
+        let lookup = self.members.lookup(user.as_bytes(), |_| {});
+        self.end_lapsed(at, &lookup, user, sink);
         let mut was_here = false;
         if let Some(session) = session {
             if let Some(id) = self.members.find(user.as_bytes(), session.as_bytes()) {
@@ -788,8 +797,8 @@ impl Space {
                 self.end_or_linger(at, id, linger, sink);
             }
         } else {
-            for print in self.members.prints_of(user.as_bytes(), None) {
-                let Some(id) = self.members.find_print(print) else { continue };
+            for fingerprint in self.members.prints_of(user.as_bytes(), None) {
+                let Some(id) = self.members.find_print(fingerprint) else { continue };
                 was_here = true;
                 self.end_or_linger(at, id, linger, sink);
             }
@@ -797,10 +806,10 @@ impl Space {
         usize::from(was_here && self.members.anchor(user.as_bytes()).is_none())
     }
 
-    fn end_or_linger<S: Sink>(&mut self, at: At, id: u32, linger: u64, sink: &mut S) {
+    fn end_or_linger<S: Sink>(&mut self, at: ChangeCtx, id: u32, linger: u64, sink: &mut S) {
         if linger == 0 {
             self.end_session(at, id, Reason::Offline, sink);
-        } else if let Some(session) = self.members.record(id).map(Packed::from) {
+        } else if let Some(session) = self.members.record(id).map(SessionRecordBuf::from) {
             let record = session.read();
             let lease = record.lease().until().min(at.now.saturating_add(linger));
             self.set_lease(id, (text(record.user()), text(record.session())), lease, true, sink);
@@ -810,7 +819,7 @@ impl Space {
     /// Sends a text. Returns the event's id, or none where the space is closed.
     pub fn message<S: Sink>(
         &mut self,
-        at: At,
+        at: ChangeCtx,
         user: &str,
         session: &str,
         message: &str,
@@ -824,7 +833,7 @@ impl Space {
     }
 
     /// Ends the space until `until`. Returns false where it is closed already.
-    pub fn close<S: Sink>(&mut self, at: At, until: Timestamp, sink: &mut S) -> bool {
+    pub fn close<S: Sink>(&mut self, at: ChangeCtx, until: Timestamp, sink: &mut S) -> bool {
         if self.is_closed() {
             return false;
         }
@@ -844,10 +853,10 @@ impl Space {
     /// as long as `may_go_on`, which is asked after each piece of work.
     pub fn sweep<S: Sink>(
         &mut self,
-        at: At,
+        at: ChangeCtx,
         sink: &mut S,
         may_go_on: &mut impl FnMut() -> bool,
-    ) -> Swept {
+    ) -> SweepProgress {
         let mut ended = 0;
         loop {
             match self.members.next_expired(at.now, may_go_on) {
@@ -856,22 +865,22 @@ impl Space {
                     ended += 1;
                 }
                 Ok(None) => break,
-                Err(OutOfTime) => return Swept { ended, more: true },
+                Err(OutOfTime) => return SweepProgress { ended, more: true },
             }
             if !may_go_on() {
-                return Swept { ended, more: true };
+                return SweepProgress { ended, more: true };
             }
         }
         if !self.sweep_history(at, sink, may_go_on) {
-            return Swept { ended, more: true };
+            return SweepProgress { ended, more: true };
         }
-        Swept { ended, more: !self.tidy(at.now, may_go_on) }
+        SweepProgress { ended, more: !self.tidy(at.now, may_go_on) }
     }
 
     /// Frees what the history no longer keeps. Returns whether there was time for all of it.
     fn sweep_history<S: Sink>(
         &mut self,
-        at: At,
+        at: ChangeCtx,
         sink: &mut S,
         may_go_on: &mut impl FnMut() -> bool,
     ) -> bool {
@@ -915,20 +924,20 @@ impl Space {
         effect: &Effect<'_>,
         retention: &mut Retention,
         sink: &mut S,
-    ) -> Result<(), Misfit> {
+    ) -> Result<(), ApplyError> {
         let limits = Limits { sessions_per_user: u64::MAX, users: 0, retention: *retention };
-        let at = |now| At { space, now, limits };
+        let at = |now| ChangeCtx { space, now, limits };
         let find = |members: &Members, user: &str, session: &str| {
-            members.find(user.as_bytes(), session.as_bytes()).ok_or(Misfit("unknown session"))
+            members.find(user.as_bytes(), session.as_bytes()).ok_or(ApplyError("unknown session"))
         };
         self.check(effect)?;
         match *effect {
             Effect::Keep { length, ttl } => *retention = Retention { length, ttl },
             Effect::Online { user, session, lease, at: now, meta } => {
                 if find(&self.members, user, session).is_ok() {
-                    return Err(Misfit("session is there already"));
+                    return Err(ApplyError("session is there already"));
                 }
-                self.begin_session(at(now), &Trail::default(), (user, session), lease, meta, sink);
+                self.begin_session(at(now), &Lookup::default(), (user, session), lease, meta, sink);
             }
             Effect::Lease { user, session, lease, lingering } => {
                 let id = find(&self.members, user, session)?;
@@ -952,7 +961,7 @@ impl Space {
             }
             Effect::NewLine { epoch } => {
                 if epoch <= self.epoch {
-                    return Err(Misfit("the new line has an epoch that is not later"));
+                    return Err(ApplyError("the new line has an epoch that is not later"));
                 }
                 self.begin_line(epoch, sink);
             }
@@ -969,21 +978,21 @@ impl Space {
     }
 
     /// Takes in one effect of a [`Space::dump`].
-    pub fn restore(&mut self, effect: &Effect<'_>) -> Result<(), Misfit> {
+    pub fn restore(&mut self, effect: &Effect<'_>) -> Result<(), ApplyError> {
         self.check(effect)?;
         match *effect {
             Effect::Begin { epoch, seq, closed_until } => {
                 if self.seq > 0 || self.members.sessions() > 0 || self.history.is_some() {
-                    return Err(Misfit("space is there already"));
+                    return Err(ApplyError("space is there already"));
                 }
                 (self.epoch, self.seq, self.closed_until) = (epoch, seq, closed_until);
             }
             Effect::Session { user, session, lease, joined_at, since, lingering, meta } => {
-                let trail = self.members.trail(user.as_bytes(), |_| {});
+                let lookup = self.members.lookup(user.as_bytes(), |_| {});
                 let lease = Lease::new(lease, lingering);
-                let packed = Packed::new(user, session, lease, joined_at, meta);
-                if !self.members.insert_absent(&trail, packed.read(), since) {
-                    return Err(Misfit("session is there twice"));
+                let packed = SessionRecordBuf::new(user, session, lease, joined_at, meta);
+                if !self.members.insert_absent(&lookup, packed.read(), since) {
+                    return Err(ApplyError("session is there twice"));
                 }
             }
             Effect::Event { at, text } => {
@@ -995,7 +1004,7 @@ impl Space {
                     || !(1..=self.seq).contains(&seq)
                     || before.is_some_and(|before| before + 1 != seq)
                 {
-                    return Err(Misfit("an event is malformed, or its id does not fit"));
+                    return Err(ApplyError("an event is malformed, or its id does not fit"));
                 }
                 history.append(at, text.as_bytes());
             }
@@ -1006,13 +1015,13 @@ impl Space {
                 });
                 let fits = (1..=last).contains(&first) && last < self.seq && epoch < self.epoch;
                 if !follows || !fits {
-                    return Err(Misfit("a past line of history does not fit"));
+                    return Err(ApplyError("a past line of history does not fit"));
                 }
                 self.history.get_or_insert_default().add_line(PastLine { epoch, first, last });
             }
             // Whoever holds the space takes note of it.
             Effect::LineDue => {}
-            _ => return Err(Misfit("not part of a snapshot")),
+            _ => return Err(ApplyError("not part of a snapshot")),
         }
         Ok(())
     }
@@ -1027,7 +1036,7 @@ impl Space {
     }
 
     /// What must hold of an effect whoever sent it. Metadata is checked where it is decoded.
-    fn check(&self, effect: &Effect<'_>) -> Result<(), Misfit> {
+    fn check(&self, effect: &Effect<'_>) -> Result<(), ApplyError> {
         let numbers = match *effect {
             Effect::Begin { epoch, seq, .. } => [epoch, seq],
             Effect::NewLine { epoch } => [epoch, 0],
@@ -1035,7 +1044,7 @@ impl Space {
             _ => [0; 2],
         };
         if numbers.iter().any(|number| *number > MAX_ID_NUMBER) {
-            return Err(Misfit("an epoch or seq is out of range"));
+            return Err(ApplyError("an epoch or seq is out of range"));
         }
         let moments = match *effect {
             Effect::Begin { closed_until, .. } => [closed_until, 0, 0],
@@ -1055,7 +1064,7 @@ impl Space {
             | Effect::LineDue => [0; 3],
         };
         if moments.iter().any(|moment| *moment > MAX_TIMESTAMP) {
-            return Err(Misfit("a time is out of range"));
+            return Err(ApplyError("a time is out of range"));
         }
         let (user, session) = match *effect {
             Effect::Online { user, session, .. }
@@ -1067,10 +1076,10 @@ impl Space {
             _ => return Ok(()),
         };
         if user.is_empty() || user.len() > MAX_NAME_BYTES || session.len() > MAX_NAME_BYTES {
-            return Err(Misfit("a name is empty or too long"));
+            return Err(ApplyError("a name is empty or too long"));
         }
         if self.is_closed() {
-            return Err(Misfit("space is closed"));
+            return Err(ApplyError("space is closed"));
         }
         Ok(())
     }

@@ -307,14 +307,14 @@ fn compare_gaps(space: &Space, model: &Model, given: &BTreeSet<(u64, u64)>, now:
     }
 }
 
-/// The trail of a user as a server finds it: by what was seen of the space last, right or wrong.
-fn foreseen(space: &Space, outlook: &mut Outlook, user: &[u8]) -> Trail {
-    let mut trail = outlook.trail(user, |_| {});
-    if !space.look_out(outlook) {
-        space.enter(&mut trail, user, |_| {});
+/// The lookup of a user as a server finds it: by what was seen of the space last, right or wrong.
+fn cached(space: &Space, layout: &mut SpaceLayout, user: &[u8]) -> Lookup {
+    let mut lookup = layout.lookup(user, |_| {});
+    if !space.update_layout(layout) {
+        space.enter(&mut lookup, user, |_| {});
     }
-    space.follow(&mut trail, |_| {});
-    trail
+    space.follow(&mut lookup, |_| {});
+    lookup
 }
 
 proptest! {
@@ -326,7 +326,7 @@ proptest! {
         let mut now = 1000u64;
         let limits = Limits { sessions_per_user: 3, users: 10, retention: RETENTION };
         let mut space = Space::new(1000);
-        let mut outlook = Outlook::NONE;
+        let mut layout = SpaceLayout::NONE;
         let mut replica = Space::new(1000);
         let mut model = Model { epoch: 1000, ..Model::default() };
         let mut published = 0usize;
@@ -334,7 +334,7 @@ proptest! {
         let mut given = BTreeSet::new();
         let last = if close { vec![Op::Close, Op::OnlineMany { who: vec![(1, 1)], ttl: 9 }] } else { vec![] };
         for op in ops.into_iter().chain(last) {
-            let at = At { space: b"lobby", now, limits };
+            let at = ChangeCtx { space: b"lobby", now, limits };
             let mut heard =
                 Heard { new_line: model.line_due.then_some(now), ..Heard::default() };
             let closed = space.is_closed();
@@ -415,8 +415,8 @@ proptest! {
                         1 => Condition::IfPresent,
                         _ => Condition::Always,
                     };
-                    let trail = foreseen(&space, &mut outlook, user.as_bytes());
-                    let reply = space.online(at, &trail, (&user, &session), now + ttl, change, condition, |_| true, &mut heard);
+                    let lookup = cached(&space, &mut layout, user.as_bytes());
+                    let reply = space.online(at, &lookup, (&user, &session), now + ttl, change, condition, |_| true, &mut heard);
                     let live = model.sessions.get(&key).is_some_and(|state| state.lease > now);
                     let of_user = model.sessions.iter()
                         .filter(|((other, _), state)| *other == user && state.lease > now).count();
@@ -436,8 +436,8 @@ proptest! {
                                 model.note("update", &user, &session, now, details);
                             }
                         }
-                        (false, _) if of_user >= 3 => prop_assert_eq!(reply, Err(Refusal::SessionsPerUser)),
-                        (false, _) if of_user == 0 && online >= 10 => prop_assert_eq!(reply, Err(Refusal::Users)),
+                        (false, _) if of_user >= 3 => prop_assert_eq!(reply, Err(OnlineError::SessionsPerUser)),
+                        (false, _) if of_user == 0 && online >= 10 => prop_assert_eq!(reply, Err(OnlineError::Users)),
                         (false, _) => {
                             let lapsed = lapsed_in_order(&heard, &user, &model, now);
                             for (session, reason) in lapsed {
@@ -548,14 +548,14 @@ proptest! {
         }
         // In the end everybody lapses, and then nothing is left of the space.
         now += 3000;
-        let at = At { space: b"lobby", now, limits };
-        let swept = space.sweep(at, &mut Silent, &mut || true);
+        let at = ChangeCtx { space: b"lobby", now, limits };
+        let swept = space.sweep(at, &mut NullSink, &mut || true);
         prop_assert!(!swept.more);
         prop_assert_eq!(space.stored(), (0, 0));
         prop_assert_eq!(space.members.heap_bytes(), 0);
         // … and its history, which no sweep had trimmed in between.
         now += RETENTION.ttl;
-        space.sweep(At { now, ..at }, &mut Silent, &mut || true);
+        space.sweep(ChangeCtx { now, ..at }, &mut NullSink, &mut || true);
         prop_assert!(space.is_spent(now, RETENTION));
     }
 }
@@ -589,35 +589,35 @@ fn a_renewal_moves_nothing_and_memory_stays() {
     let mut space = Space::new(1);
     let names: Vec<String> = (0..20_000).map(|n| format!("user{n}")).collect();
     for name in &names {
-        let at = At { space: b"s", now: 1, limits };
+        let at = ChangeCtx { space: b"s", now: 1, limits };
         space
             .online(
                 at,
-                &Trail::default(),
+                &Lookup::default(),
                 (name, ""),
                 30_000,
                 MetaChange::Keep,
                 Condition::Always,
                 |_| true,
-                &mut Silent,
+                &mut NullSink,
             )
             .unwrap();
     }
     let before = space.heap_bytes();
     for now in 2..12 {
         for name in &names {
-            let at = At { space: b"s", now, limits };
+            let at = ChangeCtx { space: b"s", now, limits };
             let lease = 30_000 + now;
             space
                 .online(
                     at,
-                    &Trail::default(),
+                    &Lookup::default(),
                     (name, ""),
                     lease,
                     MetaChange::Keep,
                     Condition::Always,
                     |_| false,
-                    &mut Silent,
+                    &mut NullSink,
                 )
                 .unwrap();
         }
@@ -636,21 +636,24 @@ fn a_renewal_moves_nothing_and_memory_stays() {
 #[test]
 fn admission_is_all_or_none() {
     let limits = Limits { sessions_per_user: 2, users: 2, retention: RETENTION };
-    let at = At { space: b"s", now: 1, limits };
+    let at = ChangeCtx { space: b"s", now: 1, limits };
     let mut space = Space::new(1);
     let many = |space: &mut Space, list: &[(&str, &str)], memory| {
-        space.online_many(at, list, 100, |_| memory, |_| {}, &mut Silent)
+        space.online_many(at, list, 100, |_| memory, |_| {}, &mut NullSink)
     };
     assert_eq!(many(&mut space, &[("a", "1"), ("a", "1"), ("b", "")], true), Ok(2));
-    assert_eq!(many(&mut space, &[("a", "2"), ("c", "")], true), Err(Refusal::Users));
-    assert_eq!(many(&mut space, &[("a", "2"), ("a", "3")], true), Err(Refusal::SessionsPerUser));
-    assert_eq!(many(&mut space, &[("a", "1"), ("a", "2")], false), Err(Refusal::NoMemory));
+    assert_eq!(many(&mut space, &[("a", "2"), ("c", "")], true), Err(OnlineError::Users));
+    assert_eq!(
+        many(&mut space, &[("a", "2"), ("a", "3")], true),
+        Err(OnlineError::SessionsPerUser)
+    );
+    assert_eq!(many(&mut space, &[("a", "1"), ("a", "2")], false), Err(OnlineError::NoMemory));
     assert_eq!(space.stored(), (2, 2));
     assert_eq!(many(&mut space, &[("a", "1"), ("b", "")], false), Ok(0), "renewals need no memory");
-    assert!(space.close(at, 10, &mut Silent));
-    assert!(!space.close(at, 10, &mut Silent));
-    assert_eq!(many(&mut space, &[("a", "1")], true), Err(Refusal::Closed));
-    assert_eq!(space.message(at, "a", "", "x", &mut Silent), None);
+    assert!(space.close(at, 10, &mut NullSink));
+    assert!(!space.close(at, 10, &mut NullSink));
+    assert_eq!(many(&mut space, &[("a", "1")], true), Err(OnlineError::Closed));
+    assert_eq!(space.message(at, "a", "", "x", &mut NullSink), None);
 }
 
 #[test]
@@ -660,10 +663,10 @@ fn the_events_of_a_snapshot_have_the_last_ids_without_a_hole() {
     let restore = |seqs: &[&str]| {
         let mut space = Space::new(0);
         space.restore(&Effect::Begin { epoch: 7, seq: 3, closed_until: 0 }).unwrap();
-        let misfit = seqs
+        let error = seqs
             .iter()
             .find_map(|seq| space.restore(&Effect::Event { at: 1, text: &event(seq) }).err());
-        misfit.map(|misfit| Err(misfit.0)).unwrap_or(Ok(space.end_restore()))
+        error.map(|error| Err(error.0)).unwrap_or(Ok(space.end_restore()))
     };
     for seqs in [&["1", "2", "3"][..], &["2", "3"], &["3"], &[]] {
         assert_eq!(restore(seqs), Ok(true), "{seqs:?}");
@@ -686,8 +689,8 @@ fn long_lists_find_everybody() {
         let pairs: Vec<(&str, &str)> = names.iter().map(|name| (&**name, "s")).collect();
         let users: Vec<&str> = names.iter().map(|name| &**name).collect();
         let bring = |space: &mut Space, now: u64, list: &[(&str, &str)]| {
-            let at = At { space: b"s", now, limits };
-            space.online_many(at, list, now + 1000, |_| true, |_| {}, &mut Silent).unwrap()
+            let at = ChangeCtx { space: b"s", now, limits };
+            space.online_many(at, list, now + 1000, |_| true, |_| {}, &mut NullSink).unwrap()
         };
         assert_eq!(bring(&mut space, 1, &pairs[..stays]), stays);
         let here = |n: usize| usize::from(n < stays);
@@ -746,14 +749,14 @@ mod many_sessions {
             let names: Vec<String> = (0..150).map(|n| format!("tab{n}")).collect();
             let users = ["ann", "bob", "cleo"];
             for step in steps {
-                let at = At { space: b"s", now, limits: limits() };
+                let at = ChangeCtx { space: b"s", now, limits: limits() };
                 match step {
                     Step::Wait(by) => now += by,
                     Step::Online { user, from, count, ttl } => {
                         let tabs = from..from + count;
                         let list: Vec<(&str, &str)> =
                             tabs.clone().map(|tab| (users[user], &*names[tab])).collect();
-                        let came = space.online_many(at, &list, now + ttl, |_| true, |_| {}, &mut Silent);
+                        let came = space.online_many(at, &list, now + ttl, |_| true, |_| {}, &mut NullSink);
                         let was_here = model.iter().any(|((of, _), lease)| *of == user && *lease > now);
                         prop_assert_eq!(came, Ok(usize::from(!was_here)));
                         let is_new = |tab: &usize| model.get(&(user, *tab)).is_none_or(|lease| *lease <= now);
@@ -766,7 +769,7 @@ mod many_sessions {
                         let tabs = from..from + count;
                         let list: Vec<(&str, &str)> =
                             tabs.clone().map(|tab| (users[user], &*names[tab])).collect();
-                        let left_out = space.renew_many(at, &list, now + ttl, |_| {}, &mut Silent);
+                        let left_out = space.renew_many(at, &list, now + ttl, |_| {}, &mut NullSink);
                         let mut expected = Vec::new();
                         for (position, tab) in tabs.enumerate() {
                             match model.get_mut(&(user, tab)).filter(|lease| **lease > now) {
@@ -778,7 +781,7 @@ mod many_sessions {
                     }
                     Step::Offline { user, session, linger } => {
                         let tab = session.map(|tab| &*names[tab]);
-                        space.offline(at, users[user], tab, linger, &mut Silent);
+                        space.offline(at, users[user], tab, linger, &mut NullSink);
                         model.retain(|(of, _), lease| *of != user || *lease > now);
                         let is_meant = |(of, tab): &(usize, usize)| {
                             *of == user && session.is_none_or(|session| session == *tab)
@@ -808,7 +811,7 @@ mod many_sessions {
                         });
                     }
                     Step::Grace(by) => {
-                        space.grant_grace(now + by, &mut Silent);
+                        space.grant_grace(now + by, &mut NullSink);
                         model.values_mut().for_each(|lease| *lease = (*lease).max(now + by));
                     }
                 }
@@ -859,7 +862,7 @@ proptest! {
         for (now, what, length, ttl) in steps {
             let retention = Retention { length, ttl };
             let limits = Limits { sessions_per_user: 9, users: 0, retention };
-            let at = At { space: b"s", now, limits };
+            let at = ChangeCtx { space: b"s", now, limits };
             heard.effect(&Effect::Keep { length, ttl });
             match what {
                 0 => {
@@ -890,7 +893,7 @@ proptest! {
             }
             let mut retention = retention;
             for effect in codec::decode(&std::mem::take(&mut heard.batch)) {
-                replica.apply(b"s", &effect.unwrap(), &mut retention, &mut Silent).unwrap();
+                replica.apply(b"s", &effect.unwrap(), &mut retention, &mut NullSink).unwrap();
             }
             prop_assert_eq!(dump(&space), dump(&replica));
             prop_assert_eq!(dump(&space), dump(&reload(&space)));
@@ -905,19 +908,19 @@ fn metadata_of_a_session_that_ends_soon_moves_it_with_its_mark() {
     let mut space = Space::new(1);
     let names: Vec<String> = (0..20).map(|n| format!("user{n}")).collect();
     let list: Vec<(&str, &str)> = names.iter().map(|name| (&**name, "")).collect();
-    let at = At { space: b"s", now: 1000, limits: limits() };
-    space.online_many(at, &list, 1500, |_| true, |_| {}, &mut Silent).unwrap();
+    let at = ChangeCtx { space: b"s", now: 1000, limits: limits() };
+    space.online_many(at, &list, 1500, |_| true, |_| {}, &mut NullSink).unwrap();
     assert!(space.tidy(1000, &mut || true));
     let long = format!("\"{}\"", "x".repeat(2000));
     for meta in [Some("1"), Some(&*long), None] {
         let update = Effect::Update { user: "user7", session: "", at: 1100, meta };
-        space.apply(b"s", &update, &mut Retention { length: 0, ttl: 0 }, &mut Silent).unwrap();
+        space.apply(b"s", &update, &mut Retention { length: 0, ttl: 0 }, &mut NullSink).unwrap();
         space.advance(1499);
         assert_eq!(space.counts(1499), (20, 20));
         space.advance(1500);
         assert_eq!(space.counts(1500), (0, 0));
     }
-    let swept = space.sweep(At { now: 1500, ..at }, &mut Silent, &mut || true);
+    let swept = space.sweep(ChangeCtx { now: 1500, ..at }, &mut NullSink, &mut || true);
     assert_eq!((swept.ended, swept.more, space.stored()), (20, false, (0, 0)));
 }
 
@@ -954,9 +957,9 @@ fn lines_that_cannot_be_are_refused() {
     let mut retention = RETENTION;
     for epoch in [0, 49, 50, MAX_ID_NUMBER + 1] {
         let line = Effect::NewLine { epoch };
-        assert!(space.apply(b"s", &line, &mut retention, &mut Silent).is_err(), "{epoch}");
+        assert!(space.apply(b"s", &line, &mut retention, &mut NullSink).is_err(), "{epoch}");
     }
     let line = Effect::NewLine { epoch: 51 };
-    assert_eq!(space.apply(b"s", &line, &mut retention, &mut Silent), Ok(()));
+    assert_eq!(space.apply(b"s", &line, &mut retention, &mut NullSink), Ok(()));
     assert_eq!(space.last_id(), (51, 20));
 }

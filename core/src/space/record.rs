@@ -3,14 +3,14 @@
 //! ```text
 //! 0                   8             14       16          18
 //! lease u64           joined_at u48 user u16 session u16 | since u64 | user | session | late u16 | meta u32 | meta
-//! group u32 filed u32
+//! group u32 heap slot u32
 //! ```
 //!
 //! Integers are little endian. The low bits of `user` and `session` are lengths in bytes, and the high
 //! ones say what else there is: [`META`] (a length and a JSON text), [`LATE`] (what `joined_at` has
 //! beyond 48 bits, from the year 10889 on), [`SINCE`].
 //!
-//! A record of one of many is [`NOTED`]: its lease is kept elsewhere, and the notes of
+//! A record of one of many is [`INDEXED`]: its lease is kept elsewhere, and the notes of
 //! [`super::members`] are in the lease's place. One of a few that came when its user was here already,
 //! and is the oldest by now, has in `since` when the user came.
 
@@ -18,7 +18,7 @@ use super::{Text, Timestamp};
 
 const LEASE: usize = 0;
 const GROUP: usize = 0;
-const FILED: usize = 4;
+const HEAP_SLOT: usize = 4;
 const JOINED_AT: usize = 8;
 const USER: usize = 14;
 /// Where the names begin, or what is in front of them.
@@ -33,13 +33,13 @@ const META: u16 = 1 << 14;
 /// Of `user`: `joined_at` has more than 48 bits.
 const LATE: u16 = 1 << 13;
 /// Of `user`: there are notes in the place of the lease.
-const NOTED: u16 = 1 << 12;
+const INDEXED: u16 = 1 << 12;
 /// Of `user`: it is told since when the user is here.
 const SINCE: u16 = 1 << 11;
 
 const JOINED_BITS: u32 = 48;
 
-/// No group, or not filed.
+/// No group, or not heap_slot.
 pub const NONE: u32 = u32::MAX;
 
 /// Until when a session is live, and whether it was ended with a linger.
@@ -123,20 +123,20 @@ impl Lengths {
 
 /// A session: whose it is, its name, until when it is live, since when, with what metadata.
 #[derive(Clone, Copy)]
-pub struct Record<'a> {
+pub struct SessionRecord<'a> {
     bytes: &'a [u8],
     lease: Lease,
 }
 
-impl<'a> Record<'a> {
-    /// What a `Packed` was kept as; there may be bytes behind it.
+impl<'a> SessionRecord<'a> {
+    /// What a `SessionRecordBuf` was kept as; there may be bytes behind it.
     pub fn of(bytes: &'a [u8]) -> Self {
-        Record { bytes, lease: Lease(u64::from_le_bytes(bytes_at(bytes, LEASE))) }
+        SessionRecord { bytes, lease: Lease(u64::from_le_bytes(bytes_at(bytes, LEASE))) }
     }
 
     /// One that is noted, with the lease that is kept elsewhere.
     pub fn with_lease(bytes: &'a [u8], lease: Lease) -> Self {
-        Record { bytes, lease }
+        SessionRecord { bytes, lease }
     }
 
     /// The block, and nothing behind it.
@@ -213,9 +213,9 @@ impl<'a> Record<'a> {
         low | u64::from(high) << JOINED_BITS
     }
 
-    /// Whether it is as a `Packed` is that tells nothing of its user.
+    /// Whether it is as a `SessionRecordBuf` is that tells nothing of its user.
     pub fn is_plain(self) -> bool {
-        !self.has(NOTED) && !self.has(SINCE)
+        !self.has(INDEXED) && !self.has(SINCE)
     }
 
     /// Since when the user of an anchor of a few is here.
@@ -229,7 +229,7 @@ impl<'a> Record<'a> {
 
     /// The user's group; `NONE` also where there are no groups.
     pub fn group(self) -> u32 {
-        if self.has(NOTED) {
+        if self.has(INDEXED) {
             self.u32_at(GROUP)
         } else {
             NONE
@@ -238,9 +238,9 @@ impl<'a> Record<'a> {
 
     /// Where in the order by lease: a position in the heap, or a slot of a bucket. Without meaning while
     /// there is no order.
-    pub fn filed(self) -> u32 {
-        if self.has(NOTED) {
-            self.u32_at(FILED)
+    pub fn heap_slot(self) -> u32 {
+        if self.has(INDEXED) {
+            self.u32_at(HEAP_SLOT)
         } else {
             NONE
         }
@@ -274,23 +274,23 @@ impl<'a> Record<'a> {
             to.extend_from_slice(&since.to_le_bytes());
         }
         to.extend_from_slice(block.get(self.names()..).unwrap_or_default());
-        let mut copy = RecordMut(to.get_mut(at..).unwrap_or_default());
-        copy.set_flag(NOTED, false);
+        let mut copy = SessionRecordMut(to.get_mut(at..).unwrap_or_default());
+        copy.set_flag(INDEXED, false);
         copy.set_flag(SINCE, since != self.joined_at());
         copy.set_lease(self.lease.plain());
     }
 }
 
 /// A record whose fields of fixed size are to be changed in place.
-pub struct RecordMut<'a>(&'a mut [u8]);
+pub struct SessionRecordMut<'a>(&'a mut [u8]);
 
-impl<'a> RecordMut<'a> {
+impl<'a> SessionRecordMut<'a> {
     pub fn of(bytes: &'a mut [u8]) -> Self {
-        RecordMut(bytes)
+        SessionRecordMut(bytes)
     }
 
-    pub fn read(&self) -> Record<'_> {
-        Record::of(self.0)
+    pub fn read(&self) -> SessionRecord<'_> {
+        SessionRecord::of(self.0)
     }
 
     fn write(&mut self, at: usize, bytes: &[u8]) {
@@ -310,31 +310,31 @@ impl<'a> RecordMut<'a> {
     }
 
     /// Puts notes in the place of the lease.
-    pub fn note(&mut self, group: u32, filed: u32) {
-        self.set_flag(NOTED, true);
+    pub fn note(&mut self, group: u32, heap_slot: u32) {
+        self.set_flag(INDEXED, true);
         self.set_group(group);
-        self.set_filed(filed);
+        self.set_heap_slot(heap_slot);
     }
 
     /// One that is not noted has no group.
     pub fn set_group(&mut self, group: u32) {
-        if self.read().has(NOTED) {
+        if self.read().has(INDEXED) {
             self.write(GROUP, &group.to_le_bytes());
         }
     }
 
-    /// Nor is it filed.
-    pub fn set_filed(&mut self, filed: u32) {
-        if self.read().has(NOTED) {
-            self.write(FILED, &filed.to_le_bytes());
+    /// Nor is it heap_slot.
+    pub fn set_heap_slot(&mut self, heap_slot: u32) {
+        if self.read().has(INDEXED) {
+            self.write(HEAP_SLOT, &heap_slot.to_le_bytes());
         }
     }
 }
 
 /// A record by itself, on its way into a space or taken out of it: with its lease, and not noted.
-pub struct Packed(Vec<u8>);
+pub struct SessionRecordBuf(Vec<u8>);
 
-impl Packed {
+impl SessionRecordBuf {
     /// Names are at most [`super::MAX_NAME_BYTES`] long and metadata is shorter than 4 GiB, which
     /// the callers check.
     pub fn new(user: &str, session: &str, lease: Lease, joined_at: Timestamp, meta: Text) -> Self {
@@ -353,13 +353,13 @@ impl Packed {
         if late > 0 {
             bytes.extend_from_slice(&late.to_le_bytes());
         }
-        let mut packed = Packed(bytes);
+        let mut packed = SessionRecordBuf(bytes);
         packed.append_meta(meta);
         packed
     }
 
     fn append_meta(&mut self, meta: Text) {
-        RecordMut(&mut self.0).set_flag(META, meta.is_some());
+        SessionRecordMut(&mut self.0).set_flag(META, meta.is_some());
         if let Some(meta) = meta {
             self.0.extend_from_slice(&(meta.len() as u32).to_le_bytes());
             self.0.extend_from_slice(meta.as_bytes());
@@ -367,27 +367,27 @@ impl Packed {
     }
 
     /// A copy.
-    pub fn from(record: Record<'_>) -> Self {
-        Packed::with_since(record, record.joined_at())
+    pub fn from(record: SessionRecord<'_>) -> Self {
+        SessionRecordBuf::with_since(record, record.joined_at())
     }
 
     /// A copy that tells since when the user is here.
-    pub fn with_since(record: Record<'_>, since: Timestamp) -> Self {
+    pub fn with_since(record: SessionRecord<'_>, since: Timestamp) -> Self {
         let mut bytes = Vec::with_capacity(record.byte_len() + size_of::<Timestamp>());
         record.append_to(&mut bytes, since);
-        Packed(bytes)
+        SessionRecordBuf(bytes)
     }
 
     /// A copy with other metadata.
-    pub fn with_meta(record: Record<'_>, meta: Text) -> Self {
-        let mut packed = Packed::with_since(record, record.since());
+    pub fn with_meta(record: SessionRecord<'_>, meta: Text) -> Self {
+        let mut packed = SessionRecordBuf::with_since(record, record.since());
         packed.0.truncate(packed.read().fixed_end());
         packed.append_meta(meta);
         packed
     }
 
-    pub fn read(&self) -> Record<'_> {
-        Record::of(&self.0)
+    pub fn read(&self) -> SessionRecord<'_> {
+        SessionRecord::of(&self.0)
     }
 }
 
@@ -411,18 +411,18 @@ mod tests {
             user in "\\PC{1,128}", session in "\\PC{0,128}", until in 0..=super::super::MAX_TIMESTAMP,
             joined_at in moment(),
             meta in prop::option::of("[0-9]{1,300}"), later in prop::option::of("\"[a-z]{1,30}\""),
-            lingering: bool, group: u32, filed: u32, behind in 0..9usize,
+            lingering: bool, group: u32, heap_slot: u32, behind in 0..9usize,
             since in moment(),
         ) {
             let lease = Lease::new(until, lingering);
-            let packed = Packed::new(&user, &session, lease, joined_at, meta.as_deref());
+            let packed = SessionRecordBuf::new(&user, &session, lease, joined_at, meta.as_deref());
             prop_assert_eq!(packed.read().meta(), meta.as_deref().map(str::as_bytes));
-            let check = |mut block: Vec<u8>, elsewhere: Option<Lease>, group, filed| {
+            let check = |mut block: Vec<u8>, elsewhere: Option<Lease>, group, heap_slot| {
                 let whole = block.len();
                 block.resize(whole + behind, 0xff);
                 let record = match elsewhere {
-                    Some(lease) => Record::with_lease(&block, lease),
-                    None => Record::of(&block),
+                    Some(lease) => SessionRecord::with_lease(&block, lease),
+                    None => SessionRecord::of(&block),
                 };
                 prop_assert_eq!(record.block().len(), whole);
                 prop_assert!(record.is(user.as_bytes(), session.as_bytes()));
@@ -430,27 +430,27 @@ mod tests {
                 prop_assert_eq!(record.session(), session.as_bytes());
                 prop_assert_eq!((record.lease().until(), record.lease().is_lingering()), (until, lingering));
                 prop_assert_eq!(record.joined_at(), joined_at);
-                prop_assert_eq!((record.group(), record.filed()), (group, filed));
+                prop_assert_eq!((record.group(), record.heap_slot()), (group, heap_slot));
                 prop_assert_eq!(record.meta(), later.as_deref().map(str::as_bytes));
                 Ok(())
             };
-            let plain = Packed::with_meta(packed.read(), later.as_deref());
+            let plain = SessionRecordBuf::with_meta(packed.read(), later.as_deref());
             check(plain.0.clone(), None, NONE, NONE)?;
-            let mut few = Packed::with_since(plain.read(), since).0;
-            RecordMut::of(&mut few).set_group(group);
-            RecordMut::of(&mut few).set_filed(filed);
+            let mut few = SessionRecordBuf::with_since(plain.read(), since).0;
+            SessionRecordMut::of(&mut few).set_group(group);
+            SessionRecordMut::of(&mut few).set_heap_slot(heap_slot);
             check(few.clone(), None, NONE, NONE)?;
-            prop_assert_eq!(Record::of(&few).since(), since);
-            let again = Packed::with_meta(Record::of(&few), later.as_deref());
+            prop_assert_eq!(SessionRecord::of(&few).since(), since);
+            let again = SessionRecordBuf::with_meta(SessionRecord::of(&few), later.as_deref());
             prop_assert_eq!(&again.0, &few);
             let mut many = plain.0.clone();
-            RecordMut::of(&mut many).note(NONE, NONE);
+            SessionRecordMut::of(&mut many).note(NONE, NONE);
             check(many.clone(), Some(lease), NONE, NONE)?;
-            RecordMut::of(&mut many).set_group(group);
-            RecordMut::of(&mut many).set_filed(filed);
-            check(many.clone(), Some(lease), group, filed)?;
-            prop_assert_eq!(&Packed::from(Record::of(&few)).0, &plain.0);
-            prop_assert_eq!(&Packed::from(Record::with_lease(&many, lease)).0, &plain.0);
+            SessionRecordMut::of(&mut many).set_group(group);
+            SessionRecordMut::of(&mut many).set_heap_slot(heap_slot);
+            check(many.clone(), Some(lease), group, heap_slot)?;
+            prop_assert_eq!(&SessionRecordBuf::from(SessionRecord::of(&few)).0, &plain.0);
+            prop_assert_eq!(&SessionRecordBuf::from(SessionRecord::with_lease(&many, lease)).0, &plain.0);
         }
     }
 }

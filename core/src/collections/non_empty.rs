@@ -5,14 +5,14 @@
 
 /// One thing, or several.
 #[derive(Clone, Default)]
-pub struct Near<T> {
+pub struct NonEmpty<T> {
     first: T,
     rest: Vec<T>,
 }
 
-impl<T> Near<T> {
+impl<T> NonEmpty<T> {
     pub const fn new(first: T) -> Self {
-        Near { first, rest: Vec::new() }
+        NonEmpty { first, rest: Vec::new() }
     }
 
     /// Number of elements: 1 or more.

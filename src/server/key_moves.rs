@@ -13,7 +13,7 @@
 
 use super::args::{integer, Arg};
 use super::context::{Context, OwnedString};
-use super::{agenda, key, queue_repair, sweep, waiters};
+use super::{blocked_clients, expiry_queue, key, queue_repair, sweep};
 use redis_module::raw;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -77,7 +77,7 @@ thread_local! {
     static PENDING: RefCell<Vec<(i32, Vec<u8>)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Finds out how arrivals are told here. Returns whether by keyspace events, or none on failure.
+/// Finds out how key moves are told here. Returns whether by keyspace events, or none on failure.
 pub fn prepare(ctx: Context, is_valkey: bool) -> Option<bool> {
     // SAFETY: takes nothing.
     let version = unsafe { api!(RedisModule_GetServerVersion()) };
@@ -102,8 +102,8 @@ pub fn expect(db: i32, name: &[u8]) {
     if let Some(ctx) = KEPT.get() {
         EXPECTED.with_borrow_mut(|expected| expected.insert((db, name.to_vec())));
         let now = key::server_time();
-        agenda::schedule(db, name, now);
-        waiters::wake(db, name);
+        expiry_queue::schedule(db, name, now);
+        blocked_clients::wake(db, name);
         sweep::arm(ctx, now);
     }
 }

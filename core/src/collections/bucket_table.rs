@@ -2,7 +2,7 @@
 //!
 //! Open addressing over lines of 64 bytes, each with twelve numbers and a byte of each number's
 //! hash, as in F14 (Bronson and Shi 2019): one line is fetched to find a number, where tables
-//! that keep tags and numbers apart fetch two. A line counts the entries that found it full and
+//! that keep tags and numbers apart prefetch two. A line counts the entries that found it full and
 //! went on, so that a search knows where to end, and removals leave nothing behind.
 //!
 //! Entries are ordered: the line is chosen by the hash's leading bits, so a walk along the lines
@@ -29,7 +29,7 @@ struct Line {
 
 /// Numbers by hash, some hundreds at most: what changes its size moves all of them.
 #[derive(Clone, Default)]
-pub struct LineTable {
+pub struct BucketTable {
     lines: Vec<Line>,
     len: usize,
 }
@@ -50,7 +50,7 @@ pub fn home_of(hash: u64, skip: u32, lines: usize) -> usize {
     ((leading * lines as u64) >> 32) as usize
 }
 
-impl LineTable {
+impl BucketTable {
     /// Number of entries.
     #[cfg(test)]
     pub fn len(&self) -> usize {
@@ -59,7 +59,7 @@ impl LineTable {
 
     /// An empty table with room for so many.
     pub fn with_room(entries: usize) -> Self {
-        LineTable { lines: vec![Line::default(); lines_for(entries)], len: 0 }
+        BucketTable { lines: vec![Line::default(); lines_for(entries)], len: 0 }
     }
 
     /// Number of cache lines.
@@ -128,20 +128,20 @@ impl LineTable {
         self.lines.get(line).map_or(&[], |line| &line.tags)
     }
 
-    /// A number of a line that is most probably the one filed under `hash`, if anything is.
+    /// A number of a line that is most probably the one heap slot under `hash`, if anything is.
     pub fn guess_at(&self, line: usize, hash: u64) -> Option<u32> {
         let line = self.lines.get(line)?;
         let same = same_as(&line.tags, tag(hash));
         line.ids.get(same.trailing_zeros() as usize / 8).copied()
     }
 
-    /// The number filed under `hash` of which `is` says that it is the one.
+    /// The number heap slot under `hash` of which `is` says that it is the one.
     pub fn find(&self, hash: u64, skip: u32, is: impl FnMut(u32) -> bool) -> Option<u32> {
         let (line, place) = self.place(hash, skip, is)?;
         self.lines.get(line)?.ids.get(place).copied()
     }
 
-    /// Files a number. `hash_again` gives the hash of any filed number.
+    /// Files a number. `hash_again` gives the hash of any heap slot number.
     pub fn insert(&mut self, hash: u64, skip: u32, id: u32, hash_again: impl Fn(u32) -> u64) {
         // Nine of ten places: a search of what is there looks at 1.1 lines on the average.
         if (self.len + 1) * 10 > self.lines.len() * WIDTH * 9 {
@@ -167,7 +167,7 @@ impl LineTable {
         }
     }
 
-    /// Takes out the number filed under `hash` of which `is` says that it is the one.
+    /// Takes out the number heap slot under `hash` of which `is` says that it is the one.
     pub fn remove(
         &mut self,
         hash: u64,
@@ -194,7 +194,7 @@ impl LineTable {
         Some(id)
     }
 
-    /// Replaces one filed number by another of the same hash.
+    /// Replaces one heap slot number by another of the same hash.
     pub fn replace(&mut self, hash: u64, skip: u32, old: u32, new: u32) {
         if let Some((line, place)) = self.place(hash, skip, |id| id == old) {
             if let Some(id) = self.lines.get_mut(line).and_then(|line| line.ids.get_mut(place)) {
@@ -205,7 +205,7 @@ impl LineTable {
 
     fn resize(&mut self, lines: usize, skip: u32, hash_again: impl Fn(u32) -> u64) {
         let old =
-            std::mem::replace(self, LineTable { lines: vec![Line::default(); lines], len: 0 });
+            std::mem::replace(self, BucketTable { lines: vec![Line::default(); lines], len: 0 });
         for id in old.ids() {
             self.put(hash_again(id), skip, id);
         }

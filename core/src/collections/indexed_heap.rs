@@ -22,12 +22,12 @@ struct Entry {
 
 /// A min-heap by `due` (unix ms); ids are the owner's slab numbers.
 #[derive(Clone, Default)]
-pub struct DueHeap {
+pub struct IndexedHeap {
     pages: Vec<Vec<Entry>>,
     len: usize,
 }
 
-impl DueHeap {
+impl IndexedHeap {
     #[cfg(test)]
     fn len(&self) -> usize {
         self.len
@@ -51,7 +51,7 @@ impl DueHeap {
         self.at(0).map(|entry| (entry.due, entry.id))
     }
 
-    /// The moment under which the entry at `position` is filed.
+    /// The moment under which the entry at `position` is heap_slot.
     pub fn due_at(&self, position: u32) -> Option<u64> {
         self.at(position as usize).map(|entry| entry.due)
     }
@@ -73,7 +73,7 @@ impl DueHeap {
     }
 
     /// Files the entry at `position` under another moment.
-    pub fn refile<P: Positions>(&mut self, position: u32, due: u64, positions: &mut P) {
+    pub fn update<P: Positions>(&mut self, position: u32, due: u64, positions: &mut P) {
         let Some(entry) = self.at(position as usize) else { return };
         let moved = Entry { due, id: entry.id };
         if due < entry.due {
@@ -150,7 +150,7 @@ impl DueHeap {
         self.pages.iter().flatten().map(|entry| entry.id)
     }
 
-    /// How many entries are filed at or before `moment`; `limit` if there are that many or more.
+    /// How many entries are heap slot at or before `moment`; `limit` if there are that many or more.
     /// Looks at no more entries than a few times that.
     pub fn count_due(&self, moment: u64, limit: usize) -> usize {
         let mut count = 0;
@@ -193,7 +193,7 @@ mod tests {
         fn behaves_like_a_sorted_map(
             ops in prop::collection::vec((0..4u8, any::<u16>(), 0..500u64), 0..3000)
         ) {
-            let mut heap = DueHeap::default();
+            let mut heap = IndexedHeap::default();
             let mut places = Places::default();
             let mut model: BTreeMap<u32, u64> = BTreeMap::new();
             for (step, (op, pick, due)) in ops.into_iter().enumerate() {
@@ -204,7 +204,7 @@ mod tests {
                         model.insert(step as u32, due);
                     }
                     (2, Some(id)) => {
-                        heap.refile(places.0[&id], due, &mut places);
+                        heap.update(places.0[&id], due, &mut places);
                         model.insert(id, due);
                     }
                     (_, Some(id)) => {
@@ -234,9 +234,9 @@ mod tests {
 
     #[test]
     fn gives_back_most_of_a_page_too() {
-        let (mut heap, mut places) = (DueHeap::default(), Places::default());
+        let (mut heap, mut places) = (IndexedHeap::default(), Places::default());
         (0..3000).for_each(|id| heap.push(u64::from(id), id, &mut places));
-        let pages = |heap: &DueHeap| heap.pages.iter().map(Vec::capacity).collect::<Vec<_>>();
+        let pages = |heap: &IndexedHeap| heap.pages.iter().map(Vec::capacity).collect::<Vec<_>>();
         assert_eq!(pages(&heap), [PAGE; 3]);
         let mut copy = heap.clone();
         (3000..3100).for_each(|id| copy.push(u64::from(id), id, &mut places));

@@ -13,7 +13,7 @@
 use super::args::Arg;
 use super::clock::Clock;
 use super::context::{Context, OwnedString};
-use super::key::SpaceRef;
+use super::key::SpaceReadGuard;
 use crate::commands::{events_has_news, events_reply};
 use redis_module::raw;
 use std::cell::RefCell;
@@ -55,7 +55,7 @@ type Group = (Option<u64>, Option<(u64, u64)>);
 type Waiting = BTreeMap<Group, BTreeMap<Handle, Box<Wait>>>;
 
 #[derive(Default)]
-struct Waiters {
+struct BlockedClients {
     at: BTreeMap<Place, Waiting>,
     place_of: BTreeMap<Handle, (Place, Group)>,
     /// Where something has happened since the server last slept.
@@ -64,10 +64,10 @@ struct Waiters {
 }
 
 thread_local! {
-    static WAITERS: RefCell<Waiters> = RefCell::default();
+    static BLOCKED_CLIENTS: RefCell<BlockedClients> = RefCell::default();
 }
 
-/// Blocks the client of the current command for at most `block` ms, 0 without end. If the server does
+/// BlockArena the client of the current command for at most `block` ms, 0 without end. If the server does
 /// not block this client, the client has no reply yet: returns what it asked for, so that the caller
 /// replies at once. Valkey 8.1 and later block only normal clients, not one that is subscribed.
 ///
@@ -90,12 +90,12 @@ pub fn wait(ctx: Context, name: Arg<'_>, wait: Wait, block: i64) -> Result<(), W
         handle as Handle
     };
     let place = (ctx.db(), name.bytes().to_vec());
-    let subscribe = WAITERS.with_borrow_mut(|waiters| {
+    let subscribe = BLOCKED_CLIENTS.with_borrow_mut(|blocked_clients| {
         let group = wait.group();
-        waiters.place_of.insert(handle, (place.clone(), group));
-        let waiting = waiters.at.entry(place).or_default();
+        blocked_clients.place_of.insert(handle, (place.clone(), group));
+        let waiting = blocked_clients.at.entry(place).or_default();
         waiting.entry(group).or_default().insert(handle, Box::new(wait));
-        !std::mem::replace(&mut waiters.subscribed, true)
+        !std::mem::replace(&mut blocked_clients.subscribed, true)
     });
     if subscribe {
         subscribe_to_event_loop(ctx, Some(before_sleep));
@@ -113,8 +113,8 @@ fn subscribe_to_event_loop(ctx: Context, callback: raw::RedisModuleEventCallback
 /// Stops listening to the event loop where nobody waits any more. Called by the timer now and
 /// then.
 pub fn rest(ctx: Context) {
-    let done = WAITERS.with_borrow_mut(|waiters| {
-        waiters.at.is_empty() && std::mem::replace(&mut waiters.subscribed, false)
+    let done = BLOCKED_CLIENTS.with_borrow_mut(|blocked_clients| {
+        blocked_clients.at.is_empty() && std::mem::replace(&mut blocked_clients.subscribed, false)
     });
     if done {
         subscribe_to_event_loop(ctx, None);
@@ -123,13 +123,13 @@ pub fn rest(ctx: Context) {
 
 /// Something happened in a space, or it came, or it is gone.
 pub fn wake(db: i32, name: &[u8]) {
-    WAITERS.with_borrow_mut(|waiters| {
-        if waiters.at.is_empty() {
+    BLOCKED_CLIENTS.with_borrow_mut(|blocked_clients| {
+        if blocked_clients.at.is_empty() {
             return;
         }
         let place = (db, name.to_vec());
-        if waiters.at.contains_key(&place) {
-            waiters.marked.insert(place);
+        if blocked_clients.at.contains_key(&place) {
+            blocked_clients.marked.insert(place);
         }
     });
 }
@@ -137,21 +137,21 @@ pub fn wake(db: i32, name: &[u8]) {
 /// The spaces of a database, or of all, are gone. Clients that wait for a space that was not there have
 /// nothing to be told.
 pub fn wake_flushed(db: Option<i32>) {
-    WAITERS.with_borrow_mut(|waiters| {
+    BLOCKED_CLIENTS.with_borrow_mut(|blocked_clients| {
         let had_space = |waiting: &Waiting| waiting.keys().any(|(epoch, _)| epoch.is_some());
-        let gone = waiters
+        let gone = blocked_clients
             .at
             .iter()
             .filter(|((of, _), waiting)| db.is_none_or(|db| db == *of) && had_space(waiting));
-        waiters.marked.extend(gone.map(|(place, _)| place.clone()));
+        blocked_clients.marked.extend(gone.map(|(place, _)| place.clone()));
     });
 }
 
 /// Everything may have happened in a database, or in all.
 pub fn wake_db(db: Option<i32>) {
-    WAITERS.with_borrow_mut(|waiters| {
-        let places = waiters.at.keys().filter(|(of, _)| db.is_none_or(|db| db == *of));
-        waiters.marked.extend(places.cloned());
+    BLOCKED_CLIENTS.with_borrow_mut(|blocked_clients| {
+        let places = blocked_clients.at.keys().filter(|(of, _)| db.is_none_or(|db| db == *of));
+        blocked_clients.marked.extend(places.cloned());
     });
 }
 
@@ -165,17 +165,19 @@ unsafe extern "C" fn before_sleep(
         return;
     }
     let ctx = Context::from_raw(ctx);
-    while let Some(place) = WAITERS.with_borrow_mut(|waiters| waiters.marked.pop_first()) {
+    while let Some(place) =
+        BLOCKED_CLIENTS.with_borrow_mut(|blocked_clients| blocked_clients.marked.pop_first())
+    {
         let (db, name) = &place;
         let name = OwnedString::new(name);
         if !ctx.select_db(*db) {
             continue;
         }
         let clock = Clock::default();
-        let space = SpaceRef::open(ctx, name.as_arg(), &clock);
+        let space = SpaceReadGuard::open(ctx, name.as_arg(), &clock);
         let now = clock.now();
-        let served = WAITERS.with_borrow_mut(|waiters| {
-            let Some(waiting) = waiters.at.remove(&place) else { return Vec::new() };
+        let served = BLOCKED_CLIENTS.with_borrow_mut(|blocked_clients| {
+            let Some(waiting) = blocked_clients.at.remove(&place) else { return Vec::new() };
             let (with_news, waiting): (Waiting, Waiting) =
                 waiting.into_iter().partition(|(_, clients)| match &space {
                     Ok(space) => {
@@ -186,11 +188,11 @@ unsafe extern "C" fn before_sleep(
                     Err(_) => true,
                 });
             if !waiting.is_empty() {
-                waiters.at.insert(place.clone(), waiting);
+                blocked_clients.at.insert(place.clone(), waiting);
             }
             let served: Vec<(Handle, Box<Wait>)> = with_news.into_values().flatten().collect();
             for (handle, _) in &served {
-                waiters.place_of.remove(handle);
+                blocked_clients.place_of.remove(handle);
             }
             served
         });
@@ -208,16 +210,16 @@ fn go_on(handle: Handle, wait: Box<Wait>) {
 
 /// Takes a handle out with which the server goes on by itself.
 fn take_out(handle: *mut raw::RedisModuleBlockedClient) -> Option<Box<Wait>> {
-    WAITERS.with_borrow_mut(|waiters| {
-        let (place, group) = waiters.place_of.remove(&(handle as Handle))?;
-        let waiting = waiters.at.get_mut(&place)?;
+    BLOCKED_CLIENTS.with_borrow_mut(|blocked_clients| {
+        let (place, group) = blocked_clients.place_of.remove(&(handle as Handle))?;
+        let waiting = blocked_clients.at.get_mut(&place)?;
         let clients = waiting.get_mut(&group)?;
         let wait = clients.remove(&(handle as Handle));
         if clients.is_empty() {
             waiting.remove(&group);
         }
         if waiting.is_empty() {
-            waiters.at.remove(&place);
+            blocked_clients.at.remove(&place);
         }
         wait
     })
@@ -277,7 +279,7 @@ unsafe fn reply(
     let argv = std::slice::from_raw_parts(argv.cast::<Arg<'_>>(), count);
     if let Some(name) = argv.get(1) {
         let clock = Clock::default();
-        match SpaceRef::open(ctx, *name, &clock) {
+        match SpaceReadGuard::open(ctx, *name, &clock) {
             Ok(space) => events_reply(ctx, space.as_ref(), wait, clock.now()),
             Err(error) => ctx.reply_error(&error),
         }

@@ -2,8 +2,8 @@
 
 use super::context::Context;
 use super::{
-    arrivals, clock, command, core_commands, datatype, events, info, listeners, queue_repair,
-    settings,
+    clock, command, config, core_commands, datatype, events, info, key_moves, propagation_targets,
+    queue_repair,
 };
 use crate::commands;
 use redis_module::{raw, RedisString, Status};
@@ -77,10 +77,10 @@ pub fn init(crate_ctx: &redis_module::Context, _args: &[RedisString]) -> Status 
     if !commands::register(ctx) {
         return refused("a command cannot be registered");
     }
-    if !settings::register(crate_ctx) {
-        return refused("the settings cannot be registered");
+    if !config::register(crate_ctx) {
+        return refused("the config cannot be registered");
     }
-    let Some(told_by_events) = arrivals::prepare(ctx, is_valkey()) else {
+    let Some(told_by_events) = key_moves::prepare(ctx, is_valkey()) else {
         return refused("RENAME and MOVE cannot be listened to");
     };
     if !clock::watch(ctx) {
@@ -90,7 +90,7 @@ pub fn init(crate_ctx: &redis_module::Context, _args: &[RedisString]) -> Status 
         return refused("the server's events cannot be subscribed to");
     }
     core_commands::probe(ctx);
-    listeners::watch(ctx);
+    propagation_targets::watch(ctx);
     queue_repair::start(ctx);
     if !info::register(ctx) {
         return refused("INFO cannot be registered");

@@ -1,7 +1,7 @@
 //! How sessions look in replies.
 
 use crate::server::context::Context;
-use presence_core::space::{Record, User};
+use presence_core::space::{SessionRecord, User};
 
 /// An array of a user's live sessions, each a map.
 pub fn reply_sessions(ctx: Context, user: &User<'_>) {
@@ -11,7 +11,7 @@ pub fn reply_sessions(ctx: Context, user: &User<'_>) {
     }
 }
 
-fn reply_session(ctx: Context, session: Record<'_>) {
+fn reply_session(ctx: Context, session: SessionRecord<'_>) {
     ctx.reply_map(4);
     ctx.reply_bulk(b"session");
     ctx.reply_bulk(session.session());

@@ -7,8 +7,8 @@
 //! A table has all hashes between two, told by their leading bits, and keeps them in order: so who
 //! walks along the hashes meets whatever is there throughout once, although tables come and go.
 
-use super::line_table::{LineTable, LINE};
-use super::near::Near;
+use super::bucket_table::{BucketTable, LINE};
+use super::non_empty::NonEmpty;
 
 /// Entries a table before the index is given one more.
 const SPLIT_ABOVE: usize = 448;
@@ -41,16 +41,16 @@ pub struct Place {
     pub line: usize,
 }
 
-/// Numbers, each filed under the hash of something the owner can compare.
+/// Numbers, each heap slot under the hash of something the owner can compare.
 #[derive(Clone, Default)]
-pub struct HashIndex {
-    tables: Near<LineTable>,
+pub struct LinearHashIndex {
+    tables: NonEmpty<BucketTable>,
     len: usize,
     /// Of all tables.
     lines: usize,
 }
 
-impl HashIndex {
+impl LinearHashIndex {
     pub fn len(&self) -> usize {
         self.len
     }
@@ -64,7 +64,7 @@ impl HashIndex {
         self.lines
     }
 
-    pub fn tables(&self) -> &Near<LineTable> {
+    pub fn tables(&self) -> &NonEmpty<BucketTable> {
         &self.tables
     }
 
@@ -77,7 +77,7 @@ impl HashIndex {
         self.tables.get(at)?.find(hash, skip, is)
     }
 
-    /// Where the search for a hash begins, as long as nothing is filed or taken out.
+    /// Where the search for a hash begins, as long as nothing is heap slot or taken out.
     pub fn place(&self, hash: u64) -> Place {
         let (table, skip) = self.table_of(hash);
         let line = self.tables.get(table).map_or(0, |table| table.home(hash, skip));
@@ -89,12 +89,12 @@ impl HashIndex {
         self.tables.get(place.table).map_or(&[], |table| table.tags_at(place.line))
     }
 
-    /// A number that is most probably the one filed under the hash, if anything is.
+    /// A number that is most probably the one heap slot under the hash, if anything is.
     pub fn guess(&self, place: Place) -> Option<u32> {
         self.tables.get(place.table)?.guess_at(place.line, place.hash)
     }
 
-    /// Files `id`, which must not be there yet. `hash_again` gives the hash of any filed number.
+    /// Files `id`, which must not be there yet. `hash_again` gives the hash of any heap slot number.
     pub fn insert(&mut self, hash: u64, id: u32, hash_again: impl Fn(u32) -> u64) {
         if self.len >= self.tables.len() * SPLIT_ABOVE {
             self.split(&hash_again);
@@ -113,7 +113,7 @@ impl HashIndex {
         }
     }
 
-    /// Takes out the number filed under `hash` of which `is` says that it is the one.
+    /// Takes out the number heap slot under `hash` of which `is` says that it is the one.
     pub fn remove(
         &mut self,
         hash: u64,
@@ -128,14 +128,14 @@ impl HashIndex {
         self.lines = self.lines + after - before;
         self.len -= 1;
         if self.len == 0 {
-            *self = HashIndex::default();
+            *self = LinearHashIndex::default();
         } else if self.tables.len() > 1 && self.len < self.tables.len() * MERGE_BELOW {
             self.merge(&hash_again);
         }
         Some(id)
     }
 
-    /// Replaces one filed number by another of the same hash.
+    /// Replaces one heap slot number by another of the same hash.
     pub fn replace(&mut self, hash: u64, old: u32, new: u32) {
         let (at, skip) = self.table_of(hash);
         if let Some(table) = self.tables.get_mut(at) {
@@ -146,12 +146,12 @@ impl HashIndex {
     fn split(&mut self, hash_again: &impl Fn(u32) -> u64) {
         let source = self.tables.len() - low(self.tables.len());
         let Some(old) = self.tables.get_mut(source).map(std::mem::take) else { return };
-        self.tables.push(LineTable::default());
+        self.tables.push(BucketTable::default());
         let half = old.ids().count() / 2;
         for at in [source, self.tables.len() - 1] {
             if let Some(table) = self.tables.get_mut(at) {
                 // With some of what comes until the next split.
-                *table = LineTable::with_room(half + half / 2);
+                *table = BucketTable::with_room(half + half / 2);
                 self.lines += table.lines();
             }
         }
@@ -167,14 +167,14 @@ impl HashIndex {
     }
 
     /// Files anew what a table had that is not part of the index any more.
-    fn file_all(&mut self, old: &LineTable, hash_again: &impl Fn(u32) -> u64) {
+    fn file_all(&mut self, old: &BucketTable, hash_again: &impl Fn(u32) -> u64) {
         self.lines -= old.lines();
         for id in old.ids() {
             self.file(hash_again(id), id, hash_again);
         }
     }
 
-    /// What is filed under the next hashes from `from` on, with its hash, in order: some entries,
+    /// What is heap slot under the next hashes from `from` on, with its hash, in order: some entries,
     /// or none where nothing is near. And from where to go on; none at the end.
     pub fn next(
         &self,
@@ -215,7 +215,7 @@ mod tests {
         hash_of(&id.to_le_bytes())
     }
 
-    fn walk(index: &HashIndex, from: u64) -> Vec<(u64, u32)> {
+    fn walk(index: &LinearHashIndex, from: u64) -> Vec<(u64, u32)> {
         let (mut all, mut from) = (Vec::new(), Some(from));
         while let Some(start) = from {
             let (some, next) = index.next(start, hash);
@@ -251,12 +251,12 @@ mod tests {
             // What is crowded is not quick to find any more.
             let (stays, scale) = if kind == 0 { (stays, 2) } else { (stays / 10, 20) };
             let hash = |id: u32| hash_by(kind, id);
-            let mut index = HashIndex::default();
+            let mut index = LinearHashIndex::default();
             for id in 0..stays {
                 index.insert(hash(id), id, hash);
             }
             let mut here = stays..stays;
-            let mut resize = |index: &mut HashIndex, count: u32| {
+            let mut resize = |index: &mut LinearHashIndex, count: u32| {
                 // Who came first goes first.
                 let until = here.start + count / scale;
                 for id in here.end..until {
@@ -303,7 +303,7 @@ mod tests {
         fn behaves_like_a_set(
             rounds in prop::collection::vec((any::<bool>(), 1..3000usize, any::<u32>()), 1..8)
         ) {
-            let mut index = HashIndex::default();
+            let mut index = LinearHashIndex::default();
             let mut model: BTreeMap<u32, ()> = BTreeMap::new();
             for (grow, count, start) in rounds {
                 if grow {
@@ -330,7 +330,7 @@ mod tests {
                 let middle = by_hash.len() / 2;
                 let from = by_hash.get(middle).map_or(u64::MAX, |(hash, _)| *hash);
                 prop_assert_eq!(walk(&index, from), &by_hash[middle..]);
-                let lines = index.tables.iter().map(LineTable::lines).sum::<usize>();
+                let lines = index.tables.iter().map(BucketTable::lines).sum::<usize>();
                 prop_assert_eq!(index.lines, lines);
                 prop_assert!(index.tables.iter().all(|table| table.len() < SPLIT_ABOVE * 4));
             }

@@ -1,4 +1,4 @@
-//! The process's agenda: which space is due next. And the epochs of deleted spaces that are not yet
+//! The process's expiry_queue: which space is due next. And the epochs of deleted spaces that are not yet
 //! past: of those that were deleted in the millisecond in which they were created, and of those
 //! whose epoch was ahead of the clock.
 //!
@@ -18,7 +18,7 @@ const FREED_HERE: usize = 10_000;
 #[derive(Default)]
 struct State {
     current: ExpiryQueue,
-    /// The agenda of a dataset that is being loaded aside.
+    /// The expiry queue of a dataset that is being loaded aside.
     aside: Option<ExpiryQueue>,
     /// Whether the server has told of a key outside of database 0 there.
     aside_tells_dbs: bool,

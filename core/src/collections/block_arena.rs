@@ -1,18 +1,18 @@
-//! Blocks of bytes under small numbers, packed side by side.
+//! BlockArena of bytes under small numbers, packed side by side.
 //!
-//! Blocks of about the same size lie in pages without a gap: the last one fills the place of one
+//! BlockArena of about the same size lie in pages without a gap: the last one fills the place of one
 //! that goes, so memory is what is in use, in whatever order blocks come and go, and a number
 //! leads straight to its bytes. The price is that a removal can change the number of another
 //! block; it says of which.
 //!
-//! Blocks that are large are allocated apart and keep their numbers.
+//! BlockArena that are large are allocated apart and keep their numbers.
 //!
 //! Each block has a mark of fixed size. Marks lie by themselves, so close that a look at one costs
 //! much less than a look at a block when there are many.
 
 use super::allocated;
-use super::near::Near;
-use super::paged::Paged;
+use super::non_empty::NonEmpty;
+use super::segmented_vec::SegmentedVec;
 use super::Slab;
 
 /// Larger blocks are kept apart.
@@ -28,7 +28,7 @@ const MOST_CLASSES: usize = 1 << (31 - PLACE_BITS);
 /// 2^12 blocks of a page.
 const PRECISION: u32 = 37;
 
-/// Blocks of one size. No page is empty but the first, and all are full but the last.
+/// BlockArena of one size. No page is empty but the first, and all are full but the last.
 #[derive(Clone)]
 struct Class<M> {
     stride: usize,
@@ -36,24 +36,24 @@ struct Class<M> {
     in_page: u32,
     part: u64,
     len: u32,
-    marks: Paged<M>,
-    pages: Near<Vec<u8>>,
+    marks: SegmentedVec<M>,
+    pages: NonEmpty<Vec<u8>>,
 }
 
 /// Where blocks are kept, each with a mark.
 #[derive(Clone)]
-pub struct Blocks<M> {
-    packed: Near<Class<M>>,
+pub struct BlockArena<M> {
+    packed: NonEmpty<Class<M>>,
     large: Slab<(M, Box<[u8]>)>,
     /// Bytes of all that are large.
     large_bytes: usize,
     len: usize,
 }
 
-impl<M: Copy + Default> Default for Blocks<M> {
+impl<M: Copy + Default> Default for BlockArena<M> {
     fn default() -> Self {
-        Blocks {
-            packed: Near::new(Class::new(LARGEST)),
+        BlockArena {
+            packed: NonEmpty::new(Class::new(LARGEST)),
             large: Slab::default(),
             large_bytes: 0,
             len: 0,
@@ -74,7 +74,14 @@ impl<M: Copy + Default> Class<M> {
     fn new(stride: usize) -> Self {
         let in_page = (PAGE_BYTES / stride) as u32;
         let part = (1u64 << PRECISION).div_ceil(u64::from(in_page));
-        Class { stride, in_page, part, len: 0, marks: Paged::default(), pages: Near::default() }
+        Class {
+            stride,
+            in_page,
+            part,
+            len: 0,
+            marks: SegmentedVec::default(),
+            pages: NonEmpty::default(),
+        }
     }
 
     /// The page and the place in it.
@@ -162,7 +169,7 @@ fn id_of(class: usize, place: u32) -> u32 {
     (class as u32) << PLACE_BITS | place
 }
 
-impl<M: Copy + Default> Blocks<M> {
+impl<M: Copy + Default> BlockArena<M> {
     /// Number of blocks.
     pub fn len(&self) -> usize {
         self.len
@@ -329,7 +336,7 @@ mod tests {
         block.iter().take(4).fold(block.len() as u32, |mark, byte| mark << 6 ^ u32::from(*byte))
     }
 
-    fn remove(blocks: &mut Blocks<u32>, model: &mut BTreeMap<u32, Vec<u8>>, id: u32) {
+    fn remove(blocks: &mut BlockArena<u32>, model: &mut BTreeMap<u32, Vec<u8>>, id: u32) {
         let moved = blocks.remove(id);
         model.remove(&id);
         if let Some(from) = moved {
@@ -338,7 +345,7 @@ mod tests {
         }
     }
 
-    fn check(blocks: &Blocks<u32>, model: &BTreeMap<u32, Vec<u8>>) {
+    fn check(blocks: &BlockArena<u32>, model: &BTreeMap<u32, Vec<u8>>) {
         assert_eq!(blocks.len(), model.len());
         for (id, bytes) in model {
             assert_eq!(blocks.get(*id).map(|block| &block[..bytes.len()]), Some(&bytes[..]));
@@ -356,7 +363,7 @@ mod tests {
     proptest! {
         #[test]
         fn behaves_like_a_map(ops in prop::collection::vec(op(), 0..600), repeat in 1..4usize) {
-            let mut blocks = Blocks::<u32>::default();
+            let mut blocks = BlockArena::<u32>::default();
             let mut model: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
             let mut step = 0u32;
             for op in std::iter::repeat_n(ops, repeat).flatten() {
@@ -395,7 +402,7 @@ mod tests {
 
     #[test]
     fn packs_without_gaps_and_gives_pages_back() {
-        let mut blocks = Blocks::default();
+        let mut blocks = BlockArena::default();
         let mut ids: Vec<u32> = (0..100_000).map(|_| blocks.insert(&[7; 100], ())).collect();
         let full = blocks.heap_bytes();
         assert!(full < 100_000 * 106, "{full}");

@@ -1,7 +1,7 @@
 //! A list in pages: it grows and shrinks at its end, and never moves more than one page.
 
 use super::allocated;
-use super::near::Near;
+use super::non_empty::NonEmpty;
 
 /// Elements a page. A power of two, so that a number is divided by a shift; so many that the list of
 /// pages stays near.
@@ -10,15 +10,15 @@ const PAGE_BITS: u32 = 10;
 
 /// All pages but the last are full, and none is empty but the first.
 #[derive(Clone)]
-pub struct Paged<T>(Near<Vec<T>>);
+pub struct SegmentedVec<T>(NonEmpty<Vec<T>>);
 
-impl<T> Default for Paged<T> {
+impl<T> Default for SegmentedVec<T> {
     fn default() -> Self {
-        Paged(Near::new(Vec::new()))
+        SegmentedVec(NonEmpty::new(Vec::new()))
     }
 }
 
-impl<T> Paged<T> {
+impl<T> SegmentedVec<T> {
     pub fn get(&self, at: u32) -> Option<&T> {
         self.0.get((at >> PAGE_BITS) as usize)?.get(at as usize % IN_PAGE)
     }
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn is_a_list() {
-        let (mut list, mut model) = (Paged::default(), Vec::new());
+        let (mut list, mut model) = (SegmentedVec::default(), Vec::new());
         let mut most = 0;
         for steps in [10, 900, 2, 3000, 1025, 700, 5000] {
             // Up to so many, and down to a third of that.

@@ -1,14 +1,14 @@
 //! From what a space says happened to those who must hear of it.
 //!
-//! A [`Journal`] gathers what a space tells while it is changed; [`super::key::SpaceKey::commit`]
+//! A [`ChangeSet`] gathers what a space tells while it is changed; [`super::key::SpaceWriteGuard::commit`]
 //! hands it on: effects to replicas and the AOF, events to subscribers, counts to INFO. Commands,
 //! the sweep and replayed effects all go this way. A call can make thousands of events, so their
 //! texts are published and freed as soon as they take [`PUBLISHED_AT`] bytes.
 
 use super::args::Arg;
+use super::config::{self, ChannelMode};
 use super::context::{Context, OwnedString};
-use super::listeners;
-use super::settings::{self, ChannelMode};
+use super::propagation_targets;
 use super::stats;
 use presence_core::codec;
 use presence_core::space::{Effect, Gone, Kind, Reason, Retention, Sink};
@@ -24,7 +24,7 @@ const FREED_HERE: usize = 1000;
 /// Events are published when their texts take this many bytes, and at the end of the call.
 const PUBLISHED_AT: usize = 256 << 10;
 
-/// What took no more than this keeps its memory for the next journal.
+/// What took no more than this keeps its memory for the next change_set.
 const SPARE_BYTES: usize = 4096;
 
 thread_local! {
@@ -42,7 +42,7 @@ struct Publisher<'a> {
 
 /// How the server is asked to publish.
 enum Channel {
-    /// To the subscribers of this node only: there is nobody else, see `listeners`.
+    /// To the subscribers of this node only: there is nobody else, see `propagation_targets`.
     Here(OwnedString),
     Everywhere(ChannelMode, OwnedString),
     /// In sharded mode some names have no channel.
@@ -65,8 +65,8 @@ impl Publisher<'_> {
 
 impl Channel {
     fn of(space: Arg<'_>, unheard: bool) -> Channel {
-        let mode = settings::channel_mode();
-        let name = settings::with_channel_prefix(|prefix| channel(mode, prefix, space.bytes()));
+        let mode = config::channel_mode();
+        let name = config::with_channel_prefix(|prefix| channel(mode, prefix, space.bytes()));
         let Some(name) = name.map(|name| OwnedString::new(&name)) else { return Channel::None };
         match mode {
             ChannelMode::Global if unheard && Context::can_publish_here(mode) => {
@@ -78,7 +78,7 @@ impl Channel {
 }
 
 /// What happened to one space in one go.
-pub struct Journal<'a> {
+pub struct ChangeSet<'a> {
     batch: Vec<u8>,
     /// Whether nobody would get the batch: leases alone are not written into it then.
     unheard: bool,
@@ -107,7 +107,7 @@ pub struct Journal<'a> {
     new_line: Option<u64>,
 }
 
-impl<'a> Journal<'a> {
+impl<'a> ChangeSet<'a> {
     /// For changes that are decided here.
     pub fn new(ctx: Context, space: Arg<'a>, retention: Retention, held_for: u64) -> Self {
         let publisher = Publisher { ctx, space, channel: None };
@@ -124,9 +124,9 @@ impl<'a> Journal<'a> {
         events.clear();
         codec::begin(&mut batch);
         let preface = batch.len();
-        Journal {
+        ChangeSet {
             batch,
-            unheard: listeners::are_none(),
+            unheard: propagation_targets::are_none(),
             only_leases: true,
             earliest_lease: u64::MAX,
             preface,
@@ -219,7 +219,7 @@ impl<'a> Journal<'a> {
     }
 }
 
-impl Sink for Journal<'_> {
+impl Sink for ChangeSet<'_> {
     fn effect(&mut self, effect: &Effect<'_>) {
         if self.is_replaying() {
             return;
@@ -281,7 +281,7 @@ impl Sink for Journal<'_> {
     }
 }
 
-impl Drop for Journal<'_> {
+impl Drop for ChangeSet<'_> {
     fn drop(&mut self) {
         if self.batch.capacity().max(self.events.capacity()) <= SPARE_BYTES {
             SPARE.set((std::mem::take(&mut self.batch), std::mem::take(&mut self.events)));

@@ -2,10 +2,10 @@
 
 use crate::clients::{self, Shared};
 use crate::followers::Follower;
+use crate::generator::{Fault, Plan, Topology, Trip, SPACES};
 use crate::harness::*;
+use crate::history::{Era, Loss, Op, Reading, Reply, Round, What, AWAY};
 use crate::nodes::{mark, offset, read_all, replication, wait, Node, Place, Recorder};
-use crate::observed::{Era, Loss, Op, Reading, Reply, Round, What, AWAY};
-use crate::plan::{Fault, Plan, Topology, Trip, SPACES};
 use crate::proxy::Cut;
 use std::sync::RwLockWriteGuard;
 use std::thread;

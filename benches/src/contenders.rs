@@ -2,8 +2,8 @@
 //!
 //! Each has a database of its own, so that nobody's keys are in another's way.
 
+use crate::dataset::{meta, session, user, Shape};
 use crate::load::{Calls, CLOCK};
-use crate::people::{meta, session, user, Shape};
 use crate::resp::{Client, Expect};
 use crate::scripts;
 use crate::Result;

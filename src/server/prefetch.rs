@@ -5,14 +5,14 @@
 
 /// Has a cache line brought near, without waiting for it.
 #[cfg(target_arch = "x86_64")]
-pub fn fetch(at: *const u8) {
+pub fn prefetch(at: *const u8) {
     use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
     // SAFETY: a hint, which reads nothing as far as the program can tell, whatever the address.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
 }
 
 #[cfg(target_arch = "aarch64")]
-pub fn fetch(at: *const u8) {
+pub fn prefetch(at: *const u8) {
     // SAFETY: a hint, which reads nothing as far as the program can tell, whatever the address.
     unsafe {
         std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) at, options(nostack, preserves_flags, readonly));
@@ -20,4 +20,4 @@ pub fn fetch(at: *const u8) {
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub fn fetch(_: *const u8) {}
+pub fn prefetch(_: *const u8) {}

@@ -4,8 +4,8 @@
 //! looked for. So it is remembered where that was in the spaces of the last heartbeats. It is a hint and
 //! no more: nothing is read where it points, and what it says wrongly is brought near for nothing.
 
-use super::near;
-use presence_core::space::{Outlook, Space, Trail};
+use super::prefetch;
+use presence_core::space::{Lookup, Space, SpaceLayout};
 use std::cell::RefCell;
 
 /// So many spaces at most: two whose names fall together take turns. 320 KB, and the charts of large
@@ -19,18 +19,18 @@ struct Seen {
     /// The hash of the name and its database.
     name: u64,
     value: *const u8,
-    outlook: Outlook,
+    layout: SpaceLayout,
 }
 
 #[cfg(target_pointer_width = "64")]
 const _: () = assert!(SPACES * size_of::<Seen>() == 320 << 10);
-const NOTHING: Seen = Seen { name: 0, value: std::ptr::null(), outlook: Outlook::NONE };
+const NOTHING: Seen = Seen { name: 0, value: std::ptr::null(), layout: SpaceLayout::NONE };
 
 thread_local! {
     static SEEN: RefCell<Vec<Seen>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A hash that is quick and no more. Who chooses names that fall together only loses the hint, as a chart
+/// A hash that is quick and no more. Who chooses names that fall together only loses the hint, as a index layout
 /// that is wrong each time is not drawn each time.
 fn hash(db: i32, name: &[u8]) -> u64 {
     let mix = |hash: u64, word: u64| (hash.rotate_left(5) ^ word).wrapping_mul(SPREAD);
@@ -41,25 +41,25 @@ fn hash(db: i32, name: &[u8]) -> u64 {
     words.fold(mix(db as u64, name.len() as u64), mix)
 }
 
-/// What was foreseen of one heartbeat.
-pub struct Foreseen {
+/// What was cached of one heartbeat.
+pub struct CachedLayout {
     name: u64,
 }
 
 /// Where the search for a user in the space of that name begins, where this is remembered. What it looks at
 /// first is asked for.
-pub fn look_ahead(db: i32, name: &[u8], user: &[u8]) -> (Trail, Foreseen) {
-    let foreseen = Foreseen { name: hash(db, name) };
-    let trail = SEEN.with_borrow(|seen| {
-        let seen = seen.get(foreseen.place()).filter(|seen| seen.name == foreseen.name)?;
-        near::fetch(seen.value);
-        near::fetch(seen.value.wrapping_add(64));
-        Some(seen.outlook.trail(user, near::fetch))
+pub fn look_ahead(db: i32, name: &[u8], user: &[u8]) -> (Lookup, CachedLayout) {
+    let cached = CachedLayout { name: hash(db, name) };
+    let lookup = SEEN.with_borrow(|seen| {
+        let seen = seen.get(cached.place()).filter(|seen| seen.name == cached.name)?;
+        prefetch::prefetch(seen.value);
+        prefetch::prefetch(seen.value.wrapping_add(64));
+        Some(seen.layout.lookup(user, prefetch::prefetch))
     });
-    (trail.unwrap_or_default(), foreseen)
+    (lookup.unwrap_or_default(), cached)
 }
 
-impl Foreseen {
+impl CachedLayout {
     fn place(&self) -> usize {
         (self.name >> (64 - SPACES_BITS)) as usize
     }
@@ -74,9 +74,9 @@ impl Foreseen {
             let Some(seen) = all.get_mut(self.place()) else { return false };
             let same = seen.name == self.name && seen.value == value;
             if !same {
-                *seen = Seen { name: self.name, value, outlook: Outlook::NONE };
+                *seen = Seen { name: self.name, value, layout: SpaceLayout::NONE };
             }
-            space.look_out(&mut seen.outlook) && same
+            space.update_layout(&mut seen.layout) && same
         })
     }
 }
@@ -84,7 +84,7 @@ impl Foreseen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use presence_core::space::{At, Condition, Limits, MetaChange, Retention, Silent};
+    use presence_core::space::{ChangeCtx, Condition, Limits, MetaChange, NullSink, Retention};
 
     fn is_foreseen(db: i32, name: &[u8], value: *const u8, space: &Space) -> bool {
         look_ahead(db, name, b"alice").1.compare(value, space)
@@ -113,11 +113,11 @@ mod tests {
         let mut right = 0;
         for n in 0..2000 {
             let user = format!("user{n}");
-            let at = At { space: b"s", now: 1, limits };
-            let trail = Trail::default();
+            let at = ChangeCtx { space: b"s", now: 1, limits };
+            let lookup = Lookup::default();
             let (always, keep) = (Condition::Always, MetaChange::Keep);
             let came =
-                space.online(at, &trail, (&user, ""), 9, keep, always, |_| true, &mut Silent);
+                space.online(at, &lookup, (&user, ""), 9, keep, always, |_| true, &mut NullSink);
             assert!(came.is_ok_and(|came| came == Some(1)));
             right += usize::from(is_foreseen(0, b"s", std::ptr::null(), &space));
             assert!(is_foreseen(0, b"s", std::ptr::null(), &space));
