@@ -85,7 +85,7 @@ pub fn waiter(server: &Server, c: &mut Conn, words: &str) -> Conn {
 }
 
 /// Runs a command on a connection of its own: Valkey 8.1 and 9.0 leave one in the other database after MOVE and COPY …
-/// DB, see `keylife::a_connection_stays_in_its_database`.
+/// DB, see `key_lifecycle::a_connection_stays_in_its_database`.
 #[track_caller]
 pub fn aside(server: &Server, db: i32, line: &str) {
     let mut c = server.connect();

@@ -303,7 +303,7 @@ fn what_happens_to_keys_is_in_the_aof() {
     c.ok("COPY copied copy");
     c.ok("PRESENCE.OFFLINE copied alice");
     c.ok("MOVE moved 3");
-    c.ok("SELECT 0"); // Valkey 8.1, see `keylife::a_connection_stays_in_its_database`
+    c.ok("SELECT 0"); // Valkey 8.1, see `key_lifecycle::a_connection_stays_in_its_database`
     c.ok(args!["RESTORE", "restored", 0, dump]);
     c.ok("PEXPIRE mortal 3000000");
     c.ok("SELECT 5");
