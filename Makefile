@@ -125,6 +125,7 @@ lint: setup-build ## check formatting, clippy without a warning, and the scripts
 	@if "$(CARGO)" clippy --version >/dev/null 2>&1; then \
 	    echo 'lint: cargo clippy'; "$(CARGO)" clippy --locked --workspace --all-targets -- -D warnings; \
 	else echo 'lint: clippy not run, it is missing (rustup component add clippy)'; fi
+	@echo 'lint: imports run one way'; scripts/check-layers
 	@echo 'lint: bash -n'; for script in scripts/* .ci/run; do bash -n "$$script"; done
 
 .PHONY: doc

@@ -16,8 +16,13 @@ mod server;
 
 #[cfg(not(test))]
 mod module {
-    use crate::server::alloc::ServerAlloc;
-    use crate::server::init::init;
+    use crate::commands::TABLE;
+    use crate::server::ffi::alloc::ServerAlloc;
+    use redis_module::{Context, RedisString, Status};
+
+    fn init(ctx: &Context, _args: &[RedisString]) -> Status {
+        crate::server::module::init::init(ctx, TABLE)
+    }
 
     redis_module::redis_module! {
         name: "presence",

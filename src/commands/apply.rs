@@ -1,12 +1,12 @@
 //! `PRESENCE._APPLY`: does what a primary, or this server in an earlier life, has decided.
 //! Internal: it travels in the replication stream and in the AOF.
 
-use crate::server::call::Call;
-use crate::server::change_set::ChangeSet;
-use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
-use crate::server::error::{Error, Outcome};
-use crate::server::expiry_queue::epoch_given;
-use crate::server::key::SpaceWriteGuard;
+use crate::server::expiry::expiry_queue::epoch_given;
+use crate::server::ffi::error::{Error, Outcome};
+use crate::server::keyspace::key::SpaceWriteGuard;
+use crate::server::module::call::Call;
+use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
+use crate::server::propagate::change_set::ChangeSet;
 use presence_core::codec;
 use presence_core::space::{Effect, Retention, Space};
 

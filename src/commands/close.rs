@@ -1,10 +1,10 @@
 //! `PRESENCE.CLOSE`: the end of a space.
 
 use super::parse::ExpiryArgs;
-use crate::server::call::Call;
-use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
-use crate::server::config;
-use crate::server::error::Outcome;
+use crate::server::ffi::error::Outcome;
+use crate::server::module::call::Call;
+use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
+use crate::server::module::config;
 use presence_core::space::ChangeCtx;
 
 pub struct Close;

@@ -1,8 +1,8 @@
 //! `PRESENCE.COUNT`: how many users are online, or sessions live.
 
-use crate::server::call::Call;
-use crate::server::command::{Access, ArgSpec, Command, Spec, SPACE};
-use crate::server::error::Outcome;
+use crate::server::ffi::error::Outcome;
+use crate::server::module::call::Call;
+use crate::server::module::command::{Access, ArgSpec, Command, Spec, SPACE};
 
 pub struct Count;
 

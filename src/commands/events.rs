@@ -1,14 +1,14 @@
 //! `PRESENCE.EVENTS`: what happened in a space, and what happens next.
 
 use super::parse;
-use crate::server::args::{integer, set_once};
-use crate::server::blocked_clients::{self, Wait};
-use crate::server::call::Call;
-use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
-use crate::server::config;
-use crate::server::context::Context;
-use crate::server::error::{Error, Outcome};
-use crate::server::key::SpaceReadGuard;
+use crate::server::blocking::blocked_clients::{self, Wait, Waiter};
+use crate::server::ffi::args::{integer, set_once};
+use crate::server::ffi::context::Context;
+use crate::server::ffi::error::{Error, Outcome};
+use crate::server::keyspace::key::SpaceReadGuard;
+use crate::server::module::call::Call;
+use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
+use crate::server::module::config;
 
 pub struct Events;
 
@@ -56,7 +56,8 @@ impl Command for Events {
         // Without AFTER all that is kept is told, and nothing is said to be missing.
         let after = after.map(|after| after.unwrap_or(last_id));
         let epoch = space.as_ref().map(|space| space.last_id().0);
-        let mut wait = Wait { after, count, epoch };
+        let waiter = Waiter { has_news, reply };
+        let mut wait = Wait { waiter, after, count, epoch };
         if let Some(block) = block.filter(|_| !call.ctx.may_not_block()) {
             if !has_news(space.as_ref(), &wait, call.now()) {
                 drop(space);
@@ -75,7 +76,7 @@ impl Command for Events {
 
 /// Whether there is something to tell: events, or that some are missing, or that the space is not
 /// the one that was there when the client began to wait.
-pub fn has_news(space: Option<&SpaceReadGuard>, wait: &Wait, now: u64) -> bool {
+fn has_news(space: Option<&SpaceReadGuard>, wait: &Wait, now: u64) -> bool {
     // Another epoch is another space, or a new line of history, whose first event is news.
     let epoch = space.map(|space| space.last_id().0);
     if wait.epoch.is_some() && wait.epoch != epoch {
@@ -92,7 +93,7 @@ fn is_gone(wait: &Wait) -> bool {
 }
 
 /// The reply, as things are at `now`.
-pub fn reply(ctx: Context, space: Option<&SpaceReadGuard>, wait: &Wait, now: u64) {
+fn reply(ctx: Context, space: Option<&SpaceReadGuard>, wait: &Wait, now: u64) {
     ctx.reply_map(3);
     ctx.reply_bulk(b"id");
     ctx.reply_id(space.map_or((0, 0), |space| space.last_id()));

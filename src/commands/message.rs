@@ -1,11 +1,11 @@
 //! `PRESENCE.MESSAGE`: a text in the space's order of events.
 
 use super::parse;
-use crate::server::args::set_once;
-use crate::server::call::Call;
-use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
-use crate::server::config;
-use crate::server::error::{Error, Outcome};
+use crate::server::ffi::args::set_once;
+use crate::server::ffi::error::{Error, Outcome};
+use crate::server::module::call::Call;
+use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
+use crate::server::module::config;
 use presence_core::space::{message_bytes, ChangeCtx};
 
 pub struct Message;

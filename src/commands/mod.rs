@@ -16,12 +16,10 @@ mod sweep;
 mod unlink;
 mod user;
 
-pub use events::{has_news as events_has_news, reply as events_reply};
+use crate::server::module::init::{row, Registration};
 
-use crate::server::context::Context;
-use crate::server::init::{register_all, row, Registration};
-
-const TABLE: [Registration; 13] = [
+/// The commands, for `init` to register.
+pub const TABLE: &[Registration] = &[
     row::<online::Online>(),
     row::<offline::Offline>(),
     row::<status::Status>(),
@@ -36,7 +34,3 @@ const TABLE: [Registration; 13] = [
     row::<unlink::Unlink>(),
     row::<publish::Publish>(),
 ];
-
-pub fn register(ctx: Context) -> bool {
-    register_all(ctx, &TABLE)
-}

@@ -1,11 +1,11 @@
 //! `PRESENCE.OFFLINE`: sessions end, at once or unless they come back soon.
 
 use super::parse::{self, Targets, SESSIONS_LIST, USERS_LIST};
-use crate::server::args::{integer, set_once};
-use crate::server::call::Call;
-use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
-use crate::server::config;
-use crate::server::error::{Error, Outcome};
+use crate::server::ffi::args::{integer, set_once};
+use crate::server::ffi::error::{Error, Outcome};
+use crate::server::module::call::Call;
+use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
+use crate::server::module::config;
 use presence_core::space::ChangeCtx;
 
 pub struct Offline;

@@ -1,10 +1,10 @@
 //! What several commands read in the same way.
 
-use crate::server::args::{integer, looks_like_a_count, text, Arg, Args};
-use crate::server::change_set;
-use crate::server::command::{ArgKind, ArgSpec, USER};
-use crate::server::config::{self, ChannelMode};
-use crate::server::error::{quoted, Error};
+use crate::server::ffi::args::{integer, looks_like_a_count, text, Arg, Args};
+use crate::server::ffi::error::{quoted, Error};
+use crate::server::module::command::{ArgKind, ArgSpec, USER};
+use crate::server::module::config::{self, ChannelMode};
+use crate::server::propagate::change_set;
 use presence_core::json;
 use presence_core::space::{Text, MAX_NAME_BYTES, MAX_TIMESTAMP};
 
@@ -191,7 +191,7 @@ pub const SESSIONS_LIST: ArgSpec = ArgSpec::new(
     ]),
 );
 
-/// Targets a command is about.
+/// Whom a command is about.
 pub enum Targets<'a> {
     /// One user. `session` says which, and whether that was said.
     One(&'a str),

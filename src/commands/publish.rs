@@ -1,10 +1,10 @@
 //! `PRESENCE._PUBLISH`: publishes an event to the subscribers of this replica. Internal: it travels in
 //! the replication stream of a server whose `PUBLISH` or `SPUBLISH` is renamed, and not in its AOF.
 
-use crate::server::call::Call;
-use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec};
-use crate::server::config::ChannelMode;
-use crate::server::error::{Error, Outcome};
+use crate::server::ffi::error::{Error, Outcome};
+use crate::server::module::call::Call;
+use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, Spec};
+use crate::server::module::config::ChannelMode;
 
 pub struct Publish;
 

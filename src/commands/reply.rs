@@ -1,6 +1,6 @@
 //! How sessions look in replies.
 
-use crate::server::context::Context;
+use crate::server::ffi::context::Context;
 use presence_core::space::{SessionRecord, User};
 
 /// An array of a user's live sessions, each a map.

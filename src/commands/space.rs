@@ -1,12 +1,12 @@
 //! `PRESENCE.SPACE`: who is here, at once or page by page.
 
 use super::{parse, reply};
-use crate::server::args::{set_once, unsigned};
-use crate::server::call::Call;
-use crate::server::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
-use crate::server::context::Context;
-use crate::server::error::{Error, Outcome};
-use crate::server::prefetch;
+use crate::server::ffi::args::{set_once, unsigned};
+use crate::server::ffi::context::Context;
+use crate::server::ffi::error::{Error, Outcome};
+use crate::server::ffi::prefetch;
+use crate::server::module::call::Call;
+use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
 use presence_core::collections::hash_of;
 use presence_core::space::User;
 use std::sync::LazyLock;

@@ -1,10 +1,10 @@
 //! `PRESENCE.STATUS`: how many live sessions users have.
 
 use super::parse;
-use crate::server::call::Call;
-use crate::server::command::{Access, Command, Spec, SPACE, USER};
-use crate::server::error::Outcome;
-use crate::server::prefetch;
+use crate::server::ffi::error::Outcome;
+use crate::server::ffi::prefetch;
+use crate::server::module::call::Call;
+use crate::server::module::command::{Access, Command, Spec, SPACE, USER};
 
 pub struct Status;
 

@@ -1,9 +1,9 @@
 //! `PRESENCE._SWEEP`: ends what has lapsed in one space. Internal: the server timer calls it.
 
-use crate::server::call::Call;
-use crate::server::command::{Access, Command, Spec, SPACE};
-use crate::server::error::Outcome;
-use crate::server::sweep::sweep_space;
+use crate::server::expiry::sweep::sweep_space;
+use crate::server::ffi::error::Outcome;
+use crate::server::module::call::Call;
+use crate::server::module::command::{Access, Command, Spec, SPACE};
 
 pub struct Sweep;
 

@@ -1,9 +1,9 @@
 //! `PRESENCE._UNLINK`: deletes a space because a primary has. Internal: it travels in the replication
 //! stream and in the AOF of a server whose `UNLINK` and `DEL` are renamed.
 
-use crate::server::call::Call;
-use crate::server::command::{Access, Command, Spec, SPACE};
-use crate::server::error::{Error, Outcome};
+use crate::server::ffi::error::{Error, Outcome};
+use crate::server::module::call::Call;
+use crate::server::module::command::{Access, Command, Spec, SPACE};
 
 pub struct Unlink;
 

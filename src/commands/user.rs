@@ -1,9 +1,9 @@
 //! `PRESENCE.USER`: one user, with all sessions.
 
 use super::{parse, reply};
-use crate::server::call::Call;
-use crate::server::command::{Access, Command, Spec, SPACE, USER};
-use crate::server::error::Outcome;
+use crate::server::ffi::error::Outcome;
+use crate::server::module::call::Call;
+use crate::server::module::command::{Access, Command, Spec, SPACE, USER};
 
 pub struct User;
 

@@ -24,32 +24,14 @@ macro_rules! offers {
     }};
 }
 
-pub mod alloc;
-pub mod args;
-pub mod blocked_clients;
-pub mod call;
-pub mod change_set;
-pub mod clock;
-pub mod command;
-pub mod config;
-pub mod context;
-pub mod core_commands;
-pub mod datatype;
-pub mod error;
-pub mod events;
-pub mod expiry_queue;
-pub mod info;
-pub mod init;
-pub mod key;
-pub mod key_moves;
-pub mod prefetch;
-pub mod prefetch_cache;
-pub mod propagation_targets;
-pub mod queue_repair;
-pub mod stats;
-pub mod sweep;
+pub mod blocking;
+pub mod expiry;
+pub mod ffi;
+pub mod keyspace;
+pub mod module;
+pub mod propagate;
 
-/// A function of the interface is called that the server does not have. `load` refuses to load
+/// A function of the interface is called that the server does not have. `init` refuses to load
 /// the module where one that is needed is missing, so nobody gets here.
 #[cold]
 fn missing(name: &str) -> ! {

@@ -1,11 +1,11 @@
-//! BlockArena of bytes under small numbers, packed side by side.
+//! Blocks of bytes under small numbers, packed side by side.
 //!
-//! BlockArena of about the same size lie in pages without a gap: the last one fills the place of one
+//! Blocks of about the same size lie in pages without a gap: the last one fills the place of one
 //! that goes, so memory is what is in use, in whatever order blocks come and go, and a number
 //! leads straight to its bytes. The price is that a removal can change the number of another
 //! block; it says of which.
 //!
-//! BlockArena that are large are allocated apart and keep their numbers.
+//! Blocks that are large are allocated apart and keep their numbers.
 //!
 //! Each block has a mark of fixed size. Marks lie by themselves, so close that a look at one costs
 //! much less than a look at a block when there are many.
@@ -28,7 +28,7 @@ const MOST_CLASSES: usize = 1 << (31 - PLACE_BITS);
 /// 2^12 blocks of a page.
 const PRECISION: u32 = 37;
 
-/// BlockArena of one size. No page is empty but the first, and all are full but the last.
+/// Blocks of one size. No page is empty but the first, and all are full but the last.
 #[derive(Clone)]
 struct Class<M> {
     stride: usize,

@@ -7,7 +7,7 @@
 use super::{Gone, Kind, Reason, Timestamp};
 use serde::{Deserialize, Serialize};
 
-/// One change of a space. ExpiryArgs are unix ms.
+/// One change of a space. Times are unix ms.
 ///
 /// The order of the variants is part of the wire form: add at the end only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

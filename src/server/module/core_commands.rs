@@ -6,7 +6,7 @@
 //! is missing, the module does the same by internal commands of its own, whose names nobody can take
 //! away: a name that `rename-command` does not find ends the server's start.
 
-use super::context::Context;
+use crate::server::ffi::context::Context;
 use std::ffi::CStr;
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

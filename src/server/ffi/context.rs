@@ -1,8 +1,8 @@
 //! A call of the server into the module, and what can be asked of the server during it.
 
-use super::args::Arg;
-use super::config::ChannelMode;
-use super::core_commands::{self, DEL, PUBLISH, SPUBLISH, UNLINK};
+use crate::server::ffi::args::Arg;
+use crate::server::module::config::ChannelMode;
+use crate::server::module::core_commands::{self, DEL, PUBLISH, SPUBLISH, UNLINK};
 use redis_module::raw;
 use std::ffi::{c_int, CStr};
 use std::io::ErrorKind;
@@ -58,7 +58,7 @@ impl Context {
 
     /// Unix time (ms).
     pub fn now(self) -> u64 {
-        super::key::server_time()
+        crate::server::keyspace::key::server_time()
     }
 
     fn flags(self) -> u32 {
@@ -458,7 +458,7 @@ impl Context {
         unsafe { api!(RedisModule_ReplySetArrayLength(self.0, length)) };
     }
 
-    pub fn reply_error(self, error: &super::error::Error) {
+    pub fn reply_error(self, error: &crate::server::ffi::error::Error) {
         let text: Vec<u8> = error.text().bytes().filter(|byte| *byte != 0).chain([0]).collect();
         unsafe { api!(RedisModule_ReplyWithError(self.0, text.as_ptr().cast())) };
     }

@@ -1,13 +1,14 @@
 //! The module's section of `INFO`.
 
-use super::{expiry_queue, stats};
+use crate::server::expiry::expiry_queue;
+use crate::server::module::stats;
 use redis_module::raw;
 use std::ffi::{c_int, CStr};
 
 /// The backlog is counted up to this, so that INFO costs the same whatever is due.
 const MOST_BACKLOG: usize = 10_000;
 
-pub fn register(ctx: super::context::Context) -> bool {
+pub fn register(ctx: crate::server::ffi::context::Context) -> bool {
     // SAFETY: called while the module loads. Replaces the crate's own callback, which would add a
     // backtrace to crash reports.
     unsafe {
@@ -28,7 +29,7 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
         // SAFETY: the context is that of this call, the name ends with NUL.
         unsafe { api!(RedisModule_InfoAddFieldULongLong(ctx, name.as_ptr(), value)) };
     };
-    let now = super::key::server_time();
+    let now = crate::server::keyspace::key::server_time();
     let (spaces, users, sessions, bytes) = stats::totals();
     let (_, agenda_bytes) = expiry_queue::size();
     let gauge = |value: i64| u64::try_from(value).unwrap_or(0);

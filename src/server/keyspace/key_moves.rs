@@ -11,9 +11,13 @@
 //! destinations that commands gave for that name. A hint can be lacking, as the commands of an AOF
 //! pass no filter and only so many names are remembered. Then `queue_repair` finds the space.
 
-use super::args::{integer, Arg};
-use super::context::{Context, OwnedString};
-use super::{blocked_clients, expiry_queue, key, queue_repair, sweep};
+use crate::server::blocking::blocked_clients;
+use crate::server::expiry::expiry_queue;
+use crate::server::expiry::queue_repair;
+use crate::server::expiry::sweep;
+use crate::server::ffi::args::{integer, Arg};
+use crate::server::ffi::context::{Context, OwnedString};
+use crate::server::keyspace::key;
 use redis_module::raw;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -1,9 +1,9 @@
 //! Commands: how they are described to the server, and how a call of it reaches their code.
 
-use super::args::Arg;
-use super::call::Call;
-use super::context::Context;
-use super::error::Outcome;
+use crate::server::ffi::args::Arg;
+use crate::server::ffi::context::Context;
+use crate::server::ffi::error::Outcome;
+use crate::server::module::call::Call;
 use redis_module::raw;
 use std::ffi::{c_int, CString};
 use std::ptr;

@@ -5,11 +5,15 @@
 //! ends when `sweep-budget-us` are over; if there is more, the next slice comes after the server
 //! has served its clients. A replica ends nothing: it only keeps the orders by lease tidy.
 
-use super::args::Arg;
-use super::clock::Clock;
-use super::context::{Called, Context, OwnedString};
-use super::key::SpaceWriteGuard;
-use super::{blocked_clients, config, expiry_queue, key_moves, stats};
+use crate::server::blocking::blocked_clients;
+use crate::server::expiry::expiry_queue;
+use crate::server::ffi::args::Arg;
+use crate::server::ffi::clock::Clock;
+use crate::server::ffi::context::{Called, Context, OwnedString};
+use crate::server::keyspace::key::SpaceWriteGuard;
+use crate::server::keyspace::key_moves;
+use crate::server::module::config;
+use crate::server::module::stats;
 use presence_core::space::{ChangeCtx, SweepProgress};
 use redis_module::raw;
 use std::cell::Cell;
@@ -222,9 +226,13 @@ fn time_left() -> bool {
 }
 
 /// Sweeps one space: what `PRESENCE._SWEEP` does. Returns how many sessions ended.
-pub fn sweep_space(ctx: Context, name: Arg<'_>, now: u64) -> Result<usize, super::error::Error> {
+pub fn sweep_space(
+    ctx: Context,
+    name: Arg<'_>,
+    now: u64,
+) -> Result<usize, crate::server::ffi::error::Error> {
     if ctx.is_replaying() || !ctx.is_primary() {
-        return Err(super::error::Error::new("only a primary sweeps"));
+        return Err(crate::server::ffi::error::Error::new("only a primary sweeps"));
     }
     let clock = Clock::at(now);
     let Some(mut key) = SpaceWriteGuard::open_untouched(ctx, name, &clock)? else {

@@ -1,19 +1,19 @@
 //! A space in the keyspace: opened, changed, and its changes handed on.
 
-use super::args::Arg;
-use super::blocked_clients;
-use super::change_set::{self, ChangeSet};
-use super::clock::Clock;
-use super::config;
-use super::context::Context;
-use super::datatype;
-use super::error::Error;
-use super::expiry_queue;
-use super::prefetch;
-use super::prefetch_cache::CachedLayout;
-use super::propagation_targets;
-use super::stats::{self, Size};
-use super::sweep;
+use crate::server::blocking::blocked_clients;
+use crate::server::expiry::expiry_queue;
+use crate::server::expiry::sweep;
+use crate::server::ffi::args::Arg;
+use crate::server::ffi::clock::Clock;
+use crate::server::ffi::context::Context;
+use crate::server::ffi::error::Error;
+use crate::server::ffi::prefetch;
+use crate::server::keyspace::datatype;
+use crate::server::keyspace::prefetch_cache::CachedLayout;
+use crate::server::module::config;
+use crate::server::module::stats::{self, Size};
+use crate::server::propagate::change_set::{self, ChangeSet};
+use crate::server::propagate::propagation_targets;
 use presence_core::collections::hash_of;
 use presence_core::space::{Lookup, NullSink, Sink, Space};
 use redis_module::raw;

@@ -10,7 +10,7 @@
 //! ever have another way, then what its listener gets is the client's command and not nothing. In a
 //! cluster, where slots leave by other ways, somebody is always taken to listen.
 
-use super::context::Context;
+use crate::server::ffi::context::Context;
 use redis_module::raw;
 use std::ffi::{c_int, c_void, CStr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};

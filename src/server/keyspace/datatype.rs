@@ -1,13 +1,13 @@
 //! The space as a value of the server: saved, loaded, copied, measured, freed.
 
-use super::args::Arg;
-use super::blocked_clients;
-use super::change_set;
-use super::config;
-use super::context::Context;
-use super::expiry_queue;
-use super::key::SpaceValue;
-use super::key_moves;
+use crate::server::blocking::blocked_clients;
+use crate::server::expiry::expiry_queue;
+use crate::server::ffi::args::Arg;
+use crate::server::ffi::context::Context;
+use crate::server::keyspace::key::SpaceValue;
+use crate::server::keyspace::key_moves;
+use crate::server::module::config;
+use crate::server::propagate::change_set;
 use presence_core::codec;
 use presence_core::space::{Effect, Space, MAX_ID_NUMBER};
 use redis_module::raw;
@@ -258,7 +258,7 @@ unsafe extern "C" fn unlink(ctx: *mut raw::RedisModuleKeyOptCtx, value: *const c
     key_moves::left(db, name);
     let (epoch, _) = value_of(value).space.last_id();
     // Inside a transaction or script, a new space can begin at the moment at which that began.
-    let now = super::clock::earliest();
+    let now = crate::server::ffi::clock::earliest();
     expiry_queue::epoch_ended(db, name, epoch, now);
 }
 

@@ -1,6 +1,6 @@
 //! What a client sent, read one argument after the other.
 
-use super::error::{quoted, Error};
+use crate::server::ffi::error::{quoted, Error};
 use redis_module::raw;
 use std::marker::PhantomData;
 

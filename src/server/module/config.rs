@@ -1,7 +1,7 @@
 //! The settings: `CONFIG GET/SET presence.*`.
 
-use super::args::Arg;
-use super::context::OwnedString;
+use crate::server::ffi::args::Arg;
+use crate::server::ffi::context::OwnedString;
 use presence_core::space::{Limits, Retention};
 use redis_module::configuration::{
     register_enum_configuration, register_i64_configuration, ConfigurationContext,

@@ -1,15 +1,15 @@
 //! From what a space says happened to those who must hear of it.
 //!
-//! A [`ChangeSet`] gathers what a space tells while it is changed; [`super::key::SpaceWriteGuard::commit`]
+//! A [`ChangeSet`] gathers what a space tells while it is changed; [`crate::server::keyspace::key::SpaceWriteGuard::commit`]
 //! hands it on: effects to replicas and the AOF, events to subscribers, counts to INFO. Commands,
 //! the sweep and replayed effects all go this way. A call can make thousands of events, so their
 //! texts are published and freed as soon as they take [`PUBLISHED_AT`] bytes.
 
-use super::args::Arg;
-use super::config::{self, ChannelMode};
-use super::context::{Context, OwnedString};
-use super::propagation_targets;
-use super::stats;
+use crate::server::ffi::args::Arg;
+use crate::server::ffi::context::{Context, OwnedString};
+use crate::server::module::config::{self, ChannelMode};
+use crate::server::module::stats;
+use crate::server::propagate::propagation_targets;
 use presence_core::codec;
 use presence_core::space::{Effect, Gone, Kind, Reason, Retention, Sink};
 use std::cell::Cell;

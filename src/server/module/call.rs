@@ -1,10 +1,10 @@
 //! One command of one client, as the command files see it.
 
-use super::args::{Arg, Args};
-use super::clock::Clock;
-use super::context::Context;
-use super::error::Error;
-use super::key::{SpaceReadGuard, SpaceWriteGuard};
+use crate::server::ffi::args::{Arg, Args};
+use crate::server::ffi::clock::Clock;
+use crate::server::ffi::context::Context;
+use crate::server::ffi::error::Error;
+use crate::server::keyspace::key::{SpaceReadGuard, SpaceWriteGuard};
 use presence_core::space::MAX_SPACE_BYTES;
 
 /// The arguments, the time, and the way to the keyspace and back to the client.

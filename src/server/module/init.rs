@@ -1,12 +1,17 @@
 //! What happens when the module is loaded, apart from what the crate's macro does.
 
-use super::context::Context;
-use super::{
-    clock, command, config, core_commands, datatype, events, info, key_moves, propagation_targets,
-    queue_repair,
-};
-use crate::commands;
-use redis_module::{raw, RedisString, Status};
+use crate::server::expiry::queue_repair;
+use crate::server::ffi::clock;
+use crate::server::ffi::context::Context;
+use crate::server::keyspace::datatype;
+use crate::server::keyspace::key_moves;
+use crate::server::module::command;
+use crate::server::module::config;
+use crate::server::module::core_commands;
+use crate::server::module::events;
+use crate::server::module::info;
+use crate::server::propagate::propagation_targets;
+use redis_module::{raw, Status};
 use std::ffi::{c_int, c_void};
 
 /// Whether the server offers what the module cannot do without: everything that Redis 7.0 has.
@@ -53,7 +58,7 @@ fn is_valkey() -> bool {
     found == raw::REDISMODULE_OK as c_int && !function.is_null()
 }
 
-pub fn init(crate_ctx: &redis_module::Context, _args: &[RedisString]) -> Status {
+pub fn init(crate_ctx: &redis_module::Context, commands: &[Registration]) -> Status {
     // SAFETY: the context is that of the loading that is going on.
     let ctx = unsafe { Context::from_raw(crate_ctx.ctx) };
     let refused = |what: &str| {
@@ -74,11 +79,11 @@ pub fn init(crate_ctx: &redis_module::Context, _args: &[RedisString]) -> Status 
     if !datatype::register(ctx) {
         return refused("the type of spaces cannot be registered");
     }
-    if !commands::register(ctx) {
+    if !commands.iter().all(|register| register(ctx)) {
         return refused("a command cannot be registered");
     }
     if !config::register(crate_ctx) {
-        return refused("the config cannot be registered");
+        return refused("the settings cannot be registered");
     }
     let Some(told_by_events) = key_moves::prepare(ctx, is_valkey()) else {
         return refused("RENAME and MOVE cannot be listened to");
@@ -100,11 +105,6 @@ pub fn init(crate_ctx: &redis_module::Context, _args: &[RedisString]) -> Status 
 
 /// The type of the commands' table.
 pub type Registration = fn(Context) -> bool;
-
-/// Registers a table of commands.
-pub fn register_all(ctx: Context, table: &[Registration]) -> bool {
-    table.iter().all(|register| register(ctx))
-}
 
 /// A row of the table.
 pub const fn row<C: command::Command>() -> Registration {

@@ -1,8 +1,14 @@
 //! What the server tells of itself: keys that came another way, flushes, swaps, roles, loading.
 
-use super::args::Arg;
-use super::context::{Context, OwnedString};
-use super::{blocked_clients, config, expiry_queue, key, key_moves, propagation_targets, sweep};
+use crate::server::blocking::blocked_clients;
+use crate::server::expiry::expiry_queue;
+use crate::server::expiry::sweep;
+use crate::server::ffi::args::Arg;
+use crate::server::ffi::context::{Context, OwnedString};
+use crate::server::keyspace::key;
+use crate::server::keyspace::key_moves;
+use crate::server::module::config;
+use crate::server::propagate::propagation_targets;
 use redis_module::raw;
 use std::ffi::{c_char, c_int, c_void, CStr};
 

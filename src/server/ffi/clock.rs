@@ -11,10 +11,10 @@
 //!
 //! Timers and server events read the real clock.
 
-use super::args::Arg;
-use super::context::Context;
-use super::key::server_time;
-use super::sweep;
+use crate::server::expiry::sweep;
+use crate::server::ffi::args::Arg;
+use crate::server::ffi::context::Context;
+use crate::server::keyspace::key::server_time;
 use redis_module::raw;
 use std::cell::Cell;
 use std::ffi::c_int;

@@ -4,7 +4,7 @@
 //! looked for. So it is remembered where that was in the spaces of the last heartbeats. It is a hint and
 //! no more: nothing is read where it points, and what it says wrongly is brought near for nothing.
 
-use super::prefetch;
+use crate::server::ffi::prefetch;
 use presence_core::space::{Lookup, Space, SpaceLayout};
 use std::cell::RefCell;
 

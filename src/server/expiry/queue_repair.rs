@@ -12,9 +12,12 @@
 //!
 //! Both only add entries to the queue, so they run on replicas and while the server is paused too.
 
-use super::args::Arg;
-use super::context::Context;
-use super::{expiry_queue, key, stats, sweep};
+use crate::server::expiry::expiry_queue;
+use crate::server::expiry::sweep;
+use crate::server::ffi::args::Arg;
+use crate::server::ffi::context::Context;
+use crate::server::keyspace::key;
+use crate::server::module::stats;
 use redis_module::raw;
 use std::cell::RefCell;
 use std::ffi::{c_int, c_void};

@@ -10,18 +10,28 @@
 //! The handle stays good until it is given back here, so the worst case is one that stays filed
 //! until the space's next event.
 
-use super::args::Arg;
-use super::clock::Clock;
-use super::context::{Context, OwnedString};
-use super::key::SpaceReadGuard;
-use crate::commands::{events_has_news, events_reply};
+use crate::server::ffi::args::Arg;
+use crate::server::ffi::clock::Clock;
+use crate::server::ffi::context::{Context, OwnedString};
+use crate::server::keyspace::key::SpaceReadGuard;
 use redis_module::raw;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{c_int, c_void};
 
+/// What the command of a blocked client knows about it: the command hands this over, so that nothing here
+/// names a command.
+#[derive(Clone, Copy)]
+pub struct Waiter {
+    /// Whether there is something to reply now. None is no space. It depends on the group of the wait
+    /// alone.
+    pub has_news: fn(Option<&SpaceReadGuard>, &Wait, u64) -> bool,
+    pub reply: fn(Context, Option<&SpaceReadGuard>, &Wait, u64),
+}
+
 /// What a client waits for.
 pub struct Wait {
+    pub waiter: Waiter,
     /// The id after which it wants events; none where it wants all that are kept.
     pub after: Option<(u64, u64)>,
     pub count: usize,
@@ -67,7 +77,7 @@ thread_local! {
     static BLOCKED_CLIENTS: RefCell<BlockedClients> = RefCell::default();
 }
 
-/// BlockArena the client of the current command for at most `block` ms, 0 without end. If the server does
+/// Blocks the client of the current command for at most `block` ms, 0 without end. If the server does
 /// not block this client, the client has no reply yet: returns what it asked for, so that the caller
 /// replies at once. Valkey 8.1 and later block only normal clients, not one that is subscribed.
 ///
@@ -182,7 +192,9 @@ unsafe extern "C" fn before_sleep(
                 waiting.into_iter().partition(|(_, clients)| match &space {
                     Ok(space) => {
                         let wait = clients.first_key_value();
-                        wait.is_none_or(|(_, wait)| events_has_news(space.as_ref(), wait, now))
+                        wait.is_none_or(|(_, wait)| {
+                            (wait.waiter.has_news)(space.as_ref(), wait, now)
+                        })
                     }
                     // Another type is at the key: the client gets an error.
                     Err(_) => true,
@@ -280,7 +292,7 @@ unsafe fn reply(
     if let Some(name) = argv.get(1) {
         let clock = Clock::default();
         match SpaceReadGuard::open(ctx, *name, &clock) {
-            Ok(space) => events_reply(ctx, space.as_ref(), wait, clock.now()),
+            Ok(space) => (wait.waiter.reply)(ctx, space.as_ref(), wait, clock.now()),
             Err(error) => ctx.reply_error(&error),
         }
     }

@@ -1,0 +1,3 @@
+//! Clients that wait for events.
+
+pub mod blocked_clients;

@@ -1,0 +1,6 @@
+//! Spaces as values of keys: opening and changing them, the data type's callbacks, moves of keys.
+
+pub mod datatype;
+pub mod key;
+pub mod key_moves;
+pub mod prefetch_cache;

@@ -1,0 +1,10 @@
+//! The module: its registration, commands, configuration, statistics, INFO, and server events.
+
+pub mod call;
+pub mod command;
+pub mod config;
+pub mod core_commands;
+pub mod events;
+pub mod info;
+pub mod init;
+pub mod stats;

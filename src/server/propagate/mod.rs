@@ -1,0 +1,4 @@
+//! From what happened to those who must receive it: replicas, the AOF, subscribers.
+
+pub mod change_set;
+pub mod propagation_targets;
