@@ -223,6 +223,56 @@ fn deletions_repair_nothing() {
     assert_eq!(c.stat("queue_repairs"), 0);
 }
 
+/// What has just moved is not taken for lost, whenever the timers run.
+#[test]
+fn moves_repair_nothing() {
+    let server = Server::start();
+    let mut c = server.connect();
+    let mut at = 0;
+    let end = now_ms() + 3000;
+    while now_ms() < end {
+        c.ok(args!["PRESENCE.ONLINE", format!("s{at}"), "a"]);
+        c.ok(args!["RENAME", format!("s{at}"), format!("s{}", at + 1)]);
+        at = (at + 1) % 5;
+        if at % 2 == 0 {
+            c.ok(args!["COPY", format!("s{at}"), "copy", "REPLACE"]);
+        }
+        c.ok(["DEL", "s5"]);
+    }
+    assert_eq!(c.stat("queue_repairs"), 0, "{}", server.log());
+}
+
+/// An entry of a space that is gone again does not stand in for that of another.
+#[test]
+fn a_space_that_came_and_went_hides_no_other() {
+    let server = Server::start();
+    let (mut c, mut waits) = (server.connect(), server.connect());
+    c.ok("PRESENCE.ONLINE x a");
+    let Value::BulkString(dump) = c.ok(["DUMP", "x"]) else { panic!("no dump") };
+    c.ok("DEL x");
+    c.ok("PRESENCE.ONLINE s a");
+    waits.send("PRESENCE.EVENTS new AFTER 0 BLOCK 0").unwrap();
+    wait_until("a client to wait", SOON, || c.info("clients")["blocked_clients"] == "1");
+    c.ok("MULTI");
+    c.ok(args!["RESTORE", "x", 0, &dump[..]]);
+    queue(&mut c, "s", &["DEL x", "RENAME @ new"]);
+    c.ok("EXEC");
+    waits.recv().unwrap();
+    assert_eq!(c.stat("queue_repairs"), 0, "{}", server.log());
+}
+
+/// Who waits for a space that only the scan finds is told then.
+#[test]
+fn clients_hear_of_a_space_that_the_queue_lacked() {
+    let server = Server::builder().line("rename-command RENAME TAKE").start();
+    let (mut c, mut waits) = (server.connect(), server.connect());
+    c.ok("PRESENCE.ONLINE s a PX 3600000");
+    waits.send("PRESENCE.EVENTS new AFTER 0 BLOCK 0").unwrap();
+    wait_until("a client to wait", SOON, || c.info("clients")["blocked_clients"] == "1");
+    c.ok("TAKE s new");
+    waits.recv().unwrap();
+}
+
 /// Where a transaction selects databases, each command is in the one that is selected before it.
 #[test]
 fn a_transaction_may_select_another_database() {

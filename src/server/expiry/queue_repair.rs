@@ -17,6 +17,7 @@ use crate::server::expiry::sweep;
 use crate::server::ffi::args::Arg;
 use crate::server::ffi::context::Context;
 use crate::server::keyspace::key;
+use crate::server::keyspace::key_moves;
 use crate::server::module::stats;
 use redis_module::raw;
 use std::cell::RefCell;
@@ -113,10 +114,12 @@ fn arm(ctx: Context, wait: i64) {
 
 unsafe extern "C" fn check(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
     let ctx = Context::from_raw(ctx);
+    // What is known to have moved is filed first: it is not missing.
+    let more_to_find = key_moves::settle(ctx);
     let wait = STATE.with_borrow_mut(|state| {
         state.judge(missing());
         let (spaces, ..) = stats::totals();
-        if spaces > 0 {
+        if spaces > 0 && !more_to_find {
             state.walk(ctx);
         }
         state.log(ctx);

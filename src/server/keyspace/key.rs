@@ -599,5 +599,9 @@ pub unsafe fn repair(key: *mut raw::RedisModuleKey, db: i32, name: &[u8]) -> boo
         return false;
     }
     let held: *mut SpaceValue = api!(RedisModule_ModuleTypeGetValue(key)).cast();
-    held.as_mut().map(|held| held.arrived(db, name)).is_some()
+    let Some(held) = held.as_mut() else { return false };
+    held.arrived(db, name);
+    // Nobody told of its coming, so who waits for it has not been told either.
+    blocked_clients::wake(db, name);
+    true
 }

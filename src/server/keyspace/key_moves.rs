@@ -13,7 +13,6 @@
 
 use crate::server::blocking::blocked_clients;
 use crate::server::expiry::expiry_queue;
-use crate::server::expiry::queue_repair;
 use crate::server::expiry::sweep;
 use crate::server::ffi::args::{integer, Arg};
 use crate::server::ffi::context::{Context, OwnedString};
@@ -128,10 +127,6 @@ pub fn settle(ctx: Context) -> bool {
     EXPECTED.with_borrow_mut(BTreeSet::clear);
     let began = Instant::now();
     while let Some((db, name)) = PENDING.with_borrow_mut(Vec::pop) {
-        if queue_repair::missing() <= 0 {
-            PENDING.with_borrow_mut(|pending| *pending = Vec::new());
-            return false;
-        }
         let name = OwnedString::new(&name);
         if ctx.select_db(db) {
             key::arrived(ctx, name.as_arg());
