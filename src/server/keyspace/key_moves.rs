@@ -41,12 +41,14 @@ const FAULT: std::ops::Range<c_int> = 0x0008_0100..0x0009_0100;
 type Destination = (Option<i32>, Vec<u8>);
 
 /// Names that commands said they move, with their destinations. A command can stand in a MULTI, so that
-/// it is carried out later, or never; then its names are dropped when there are too many.
+/// it is carried out later, or never. What was said last is remembered.
 #[derive(Default)]
 struct Moves {
-    to: BTreeMap<Vec<u8>, BTreeSet<Destination>>,
-    /// The names from which they move, the oldest first.
-    order: VecDeque<Vec<u8>>,
+    /// The destinations of each name, the latest last, and when the name was told last.
+    to: BTreeMap<Vec<u8>, (u64, VecDeque<Destination>)>,
+    /// The names by when they were told last.
+    order: BTreeMap<u64, Vec<u8>>,
+    told: u64,
 }
 
 impl Moves {
@@ -54,19 +56,25 @@ impl Moves {
         if from.len() > LONGEST_NAME || to.1.len() > LONGEST_NAME {
             return;
         }
-        if let Some(known) = self.to.get_mut(from) {
-            if known.len() < DESTINATIONS {
-                known.insert(to);
-            }
-            return;
+        self.told += 1;
+        let (told, known) = self.to.entry(from.to_vec()).or_default();
+        self.order.remove(told);
+        *told = self.told;
+        self.order.insert(self.told, from.to_vec());
+        known.retain(|other| *other != to);
+        known.push_back(to);
+        if known.len() > DESTINATIONS {
+            known.pop_front();
         }
-        if self.order.len() >= REMEMBERED {
-            if let Some(oldest) = self.order.pop_front() {
+        if self.to.len() > REMEMBERED {
+            if let Some((_, oldest)) = self.order.pop_first() {
                 self.to.remove(&oldest);
             }
         }
-        self.order.push_back(from.to_vec());
-        self.to.insert(from.to_vec(), BTreeSet::from([to]));
+    }
+
+    fn destinations(&self, from: &[u8]) -> impl Iterator<Item = &Destination> {
+        self.to.get(from).into_iter().flat_map(|(_, known)| known)
     }
 }
 
@@ -160,8 +168,9 @@ pub fn left(db: i32, name: &[u8]) {
     if EXPECTED.with_borrow(|expected| expected.contains(&(db, name.to_vec()))) {
         expect(db, name);
     }
-    let destinations = MOVES.with_borrow(|moves| moves.to.get(name).cloned());
-    for (to_db, to) in destinations.into_iter().flatten() {
+    let destinations: Vec<Destination> =
+        MOVES.with_borrow(|moves| moves.destinations(name).cloned().collect());
+    for (to_db, to) in destinations {
         look_for(ctx, to_db.unwrap_or(db), to);
     }
 }
@@ -186,4 +195,40 @@ unsafe extern "C" fn on_command(filter: *mut raw::RedisModuleCommandFilterCtx) {
         return;
     };
     MOVES.with_borrow_mut(|moves| moves.remember(from, to));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(moves: &Moves, from: &str) -> Vec<String> {
+        let name = |(_, to): &Destination| String::from_utf8_lossy(to).into_owned();
+        moves.destinations(from.as_bytes()).map(name).collect()
+    }
+
+    #[test]
+    fn the_latest_destinations_are_remembered() {
+        let mut moves = Moves::default();
+        for n in 0..100 {
+            moves.remember(b"draft", (None, format!("room-{n}").into_bytes()));
+        }
+        moves.remember(b"draft", (None, b"room-90".to_vec()));
+        let latest = known(&moves, "draft");
+        assert_eq!(latest.len(), DESTINATIONS);
+        assert_eq!(latest[DESTINATIONS - 2..], ["room-99", "room-90"]);
+    }
+
+    #[test]
+    fn the_names_that_were_told_last_are_remembered() {
+        let mut moves = Moves::default();
+        moves.remember(b"old", (None, b"x".to_vec()));
+        for n in 0..REMEMBERED - 1 {
+            moves.remember(format!("n{n}").as_bytes(), (Some(1), b"x".to_vec()));
+        }
+        moves.remember(b"old", (None, b"y".to_vec()));
+        moves.remember(b"one more", (None, b"x".to_vec()));
+        assert_eq!(known(&moves, "old"), ["x", "y"]);
+        assert_eq!(known(&moves, "n0"), [""; 0]);
+        assert_eq!((moves.to.len(), moves.order.len()), (REMEMBERED, REMEMBERED));
+    }
 }
