@@ -242,6 +242,33 @@ fn moves_repair_nothing() {
     assert_eq!(c.stat("queue_repairs"), 0, "{}", server.log());
 }
 
+/// One name can be the first of many spaces.
+#[test]
+fn a_name_has_any_number_of_destinations() {
+    let server = Server::with(&[("presence.history-ttl-ms", "200")]);
+    let (mut c, mut other) = (server.connect(), server.connect());
+    for n in 0..100 {
+        c.ok("PRESENCE.ONLINE draft a PX 500");
+        c.ok(args!["RENAME", "draft", format!("room-{n}")]);
+    }
+    wait_until("all keys to be gone", SOON, || keys(&mut other).is_empty());
+    assert_eq!(c.stat("queue_repairs"), 0, "{}", server.log());
+}
+
+/// Who waits on a replica for a space is told when a full copy brings it, and so where a file does.
+#[test]
+fn clients_hear_of_a_space_that_was_loaded() {
+    let server = Server::start();
+    let (mut c, mut waits) = (server.connect(), server.connect());
+    c.ok("PRESENCE.ONLINE s a PX 3600000");
+    c.ok("SAVE");
+    c.ok("DEL s");
+    waits.send("PRESENCE.EVENTS s BLOCK 0").unwrap();
+    wait_until("a client to wait", SOON, || c.info("clients")["blocked_clients"] == "1");
+    c.ok("DEBUG RELOAD NOSAVE");
+    waits.recv().unwrap();
+}
+
 /// An entry of a space that is gone again does not stand in for that of another.
 #[test]
 fn a_space_that_came_and_went_hides_no_other() {

@@ -132,6 +132,8 @@ unsafe extern "C" fn on_loading(
     let ctx = Context::from_raw(ctx);
     propagation_targets::may_come();
     if subevent == raw::REDISMODULE_SUBEVENT_LOADING_ENDED {
+        // A full copy from the primary can bring a space for which a client of this replica waits.
+        blocked_clients::wake_db(None);
         if ctx.is_primary() {
             begin_to_decide(ctx);
         } else {
