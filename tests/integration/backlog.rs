@@ -151,6 +151,46 @@ fn sweep_ends_a_crowd_while_clients_ask_all_the_time() {
     });
 }
 
+/// A space in which most sessions have expired lists a user of 8192 sessions as quickly as 16 users of 512,
+/// also where the oldest sessions of each have expired.
+#[test]
+fn a_list_of_who_is_left_costs_no_more_for_users_with_many_sessions() {
+    const SESSIONS: usize = 8192;
+    let server = Server::builder().config("presence.max-sessions-per-user", "65536").start();
+    let mut c = server.connect();
+    let due = now_ms() + 4000;
+    for (space, users) in [("few", 16), ("many", 1)] {
+        let each = SESSIONS / users;
+        for (from, to, lease) in [(0, each * 5 / 8, due), (each * 5 / 8, each, due + 3_600_000)] {
+            for user in 0..users {
+                let mut call = args!["PRESENCE.ONLINE", space, "SESSIONS", to - from];
+                for n in from..to {
+                    call.extend(args![format!("u{user}"), format!("tab{n}")]);
+                }
+                call.extend(args!["PXAT", lease]);
+                c.ok(call);
+            }
+        }
+    }
+    assert!(now_ms() < due, "the machine is too slow for this test");
+    c.ok("CLIENT PAUSE 60000 WRITE");
+    sleep_until(due + 1);
+    for read in [&["PRESENCE.SPACE"][..], &["PRESENCE.SPACE", "COUNT", "25"]] {
+        for (space, users) in [("few", 16), ("many", 1)] {
+            assert_eq!(c.int(&format!("PRESENCE.COUNT {space}")), users);
+            assert_eq!(c.int(&format!("PRESENCE.COUNT {space} SESSIONS")), 3 * SESSIONS as i64 / 8);
+        }
+        let few = read_us(&server, &mut c, "few", read);
+        let many = read_us(&server, &mut c, "many", read);
+        let read = read.join(" ");
+        assert!(
+            many <= 3.0 * few.max(LEAST_US),
+            "{read}: {few} us for a few each, {many} us for one"
+        );
+    }
+    c.ok("CLIENT UNPAUSE");
+}
+
 /// The cost of a session does not depend on how many others its user has: users of 1024 sessions beside one of
 /// 8192.
 #[test]

@@ -25,6 +25,7 @@ use super::record::{Lease, SessionRecord, SessionRecordBuf, NONE};
 use super::session_store::SessionStore;
 use super::{Prefetch, Text, Timestamp};
 use crate::collections::{hash_of, Fingerprint, IndexLayout, LinearHashIndex, NameHash, Place};
+use std::collections::HashSet;
 
 /// Up to so many sessions a look through all of them is as quick as an index and costs nothing.
 const FEW: usize = 8;
@@ -419,23 +420,20 @@ impl Members {
         let most_expired = expired * 2 > self.sessions();
         let by_lease = self.indexes.iter().filter(move |_| most_expired);
         let by_lease = by_lease.flat_map(move |indexes| indexes.leases.live(now));
-        let by_lease = by_lease.filter_map(move |id| self.user_by_first_live(id, now));
+        let mut met = HashSet::new();
+        let by_lease = by_lease.filter_map(move |id| self.user_of_live(id, now, &mut met));
         let all = (!most_expired).then(|| self.blocks.iter()).into_iter().flatten();
         all.filter_map(move |(id, _)| self.user_at(id, now)).chain(by_lease)
     }
 
-    /// The user who has this live session, if it is the oldest live one.
-    fn user_by_first_live(&self, id: u32, now: Timestamp) -> Option<User<'_>> {
+    /// The user who has this live session, if no other session of the user was met before. `met` holds
+    /// the groups that were.
+    fn user_of_live(&self, id: u32, now: Timestamp, met: &mut HashSet<u32>) -> Option<User<'_>> {
         let record = self.record(id).filter(|record| record.is_live(now))?;
         let anchor = match self.group(record) {
             None => record,
-            Some(group) => {
-                let is_live = |id: &u32| self.lease(*id).is_some_and(|lease| lease.is_live(now));
-                if group.sessions().find(is_live) != Some(id) {
-                    return None;
-                }
-                self.record(group.anchor()?)?
-            }
+            Some(group) if met.insert(record.group()) => self.record(group.anchor()?)?,
+            Some(_) => return None,
         };
         Some(User { members: self, anchor, now })
     }
