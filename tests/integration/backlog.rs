@@ -124,6 +124,47 @@ fn reads_of_a_replica_without_its_primary_do_not_look_at_expired_sessions() {
     assert_eq!(rc.stat("sessions"), 2 * USERS as i64 + 6, "a replica ends nothing");
 }
 
+/// What all calls of a command so far have taken in the server (us).
+fn command_us(c: &mut Conn, command: &str) -> u64 {
+    let stats = c.info("commandstats");
+    let of_command = stats.get(&format!("cmdstat_{command}"));
+    let us =
+        of_command.and_then(|line| line.split_once("usec=")?.1.split(',').next()?.parse().ok());
+    us.unwrap_or(0)
+}
+
+#[track_caller]
+fn first_read_is_quick(c: &mut Conn, due: i64) {
+    sleep_until(due + 1);
+    let before = command_us(c, "presence.count");
+    assert_eq!(c.int("PRESENCE.COUNT town"), 3);
+    let us = command_us(c, "presence.count") - before;
+    assert!(us < 1500, "the first read after {} leases have ended takes {us} us", 10 * USERS);
+}
+
+/// All leases that end are sorted before they end, so that the first read after that need not sort them.
+#[test]
+fn first_read_of_a_paused_primary_sorts_no_crowd() {
+    let server = Server::start();
+    let mut c = server.connect();
+    let due = fill(&mut c, 5 * USERS);
+    c.ok("CLIENT PAUSE 60000 WRITE");
+    first_read_is_quick(&mut c, due);
+    c.ok("CLIENT UNPAUSE");
+}
+
+#[test]
+fn first_read_of_a_replica_sorts_no_crowd() {
+    let p = primary().config("presence.history-length", "0").start();
+    let r = replica_of(&p).config("presence.history-length", "0").start();
+    let (mut pc, mut rc) = (p.connect(), r.connect());
+    sync(&mut pc, &mut rc);
+    let due = fill(&mut pc, 5 * USERS);
+    sync(&mut pc, &mut rc);
+    p.stop(Stop::Kill);
+    first_read_is_quick(&mut rc, due);
+}
+
 #[test]
 fn sweep_ends_a_crowd_while_clients_ask_all_the_time() {
     let server = Server::start();

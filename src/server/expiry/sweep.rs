@@ -41,6 +41,9 @@ const LONGEST_REFUSED_MS: u64 = 60_000;
 const LOOK_MS: u64 = 1;
 /// A replica tidies up so often, at most (ms).
 const TIDY_MS: u64 = 100;
+/// A space with more leases to sort than one slice can is gone on with after so many ms: it has to be done
+/// before the leases end.
+const SORT_ON_MS: u64 = 1;
 /// The timer runs at least so often while anything is filed (ms): the clock may have been set.
 const LONGEST_MS: u64 = 10_000;
 
@@ -55,6 +58,8 @@ thread_local! {
     static DOWN_UNTIL: Cell<u64> = const { Cell::new(0) };
     /// For when the key that was refused last is filed, and how many are filed for that moment.
     static REFUSED: Cell<(u64, u32)> = const { Cell::new((0, 0)) };
+    /// Set when a slice that sorts leases had no time for all of a space.
+    static UNSORTED: Cell<bool> = const { Cell::new(false) };
     /// Set while the timer's callback runs, which arms the timer itself when it is done.
     static IN_TIMER: Cell<bool> = const { Cell::new(false) };
 }
@@ -108,9 +113,9 @@ unsafe extern "C" fn tick(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
     IN_TIMER.set(true);
     let more_to_find = key_moves::settle(ctx);
     let next = if !ctx.is_primary() {
-        slice(ctx, tidy_first).map(|due| due.max(ctx.now() + RETRY_MS))
+        slice(ctx, tidy_first).map(|due| next_tidy(ctx.now(), due))
     } else if ctx.is_paused() {
-        slice(ctx, tidy_first).map(|_| ctx.now() + RETRY_MS)
+        slice(ctx, tidy_first).map(|_| next_tidy(ctx.now(), 0))
     } else if rest_until(ctx.now()) > 0 {
         expiry_queue::next_due()
     } else {
@@ -121,6 +126,15 @@ unsafe extern "C" fn tick(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
     if let Some(due) = next {
         let now = ctx.now();
         arm_for(ctx, now, due.max(rest_until(now)));
+    }
+}
+
+/// When the next slice of a replica or of a paused primary comes, where something is due at `due`.
+fn next_tidy(now: u64, due: u64) -> u64 {
+    if UNSORTED.take() {
+        now + SORT_ON_MS
+    } else {
+        due.max(now + RETRY_MS)
     }
 }
 
@@ -210,9 +224,13 @@ fn tidy_first(ctx: Context, db: i32, key: Arg<'_>, _due: u64) {
     let now = ctx.now();
     match SpaceWriteGuard::open_untouched(ctx, key, &Clock::at(now)) {
         Ok(Some(mut space)) => {
-            space.space().tidy(now, &mut time_left);
-            let due = space.space().next_due(config::retention());
-            space.reschedule(Some(due.max(now + TIDY_MS)));
+            let due = if space.space().tidy(now, &mut time_left) {
+                space.space().next_due(config::retention()).max(now + TIDY_MS)
+            } else {
+                UNSORTED.set(true);
+                now
+            };
+            space.reschedule(Some(due));
         }
         // A key that has expired is hidden, but the primary may yet say otherwise. One that is
         // deleted is taken off the expiry queue by that.
