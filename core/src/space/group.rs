@@ -13,6 +13,7 @@
 use super::record::NONE;
 use super::Timestamp;
 use crate::collections::Slab;
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 
 /// Lists up to this length have no map.
@@ -131,9 +132,72 @@ struct Ending {
     total: usize,
     /// The bucket in which the user is counted: all sessions are in here, and this is the last moment.
     counted_at: Option<Timestamp>,
+    summed: Cell<Summed>,
+}
+
+/// The sum over some of the first moments of [`Ending`]: those that had passed when it was asked for last.
+/// So each moment is added once, however often a reader asks.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+struct Summed {
+    moments: usize,
+    sessions: usize,
 }
 
 impl Ending {
+    fn add(&mut self, at: Timestamp) {
+        self.total += 1;
+        let index = match self.find(at) {
+            Ok(index) => {
+                if let Some((_, count)) = self.counts.get_mut(index) {
+                    *count += 1;
+                }
+                index
+            }
+            Err(index) => {
+                self.counts.insert(index, (at, 1));
+                let summed = self.summed.get_mut();
+                summed.moments += usize::from(index < summed.moments);
+                index
+            }
+        };
+        let summed = self.summed.get_mut();
+        summed.sessions += usize::from(index < summed.moments);
+    }
+
+    fn take(&mut self, at: Timestamp) {
+        let Ok(index) = self.find(at) else { return };
+        let Some((_, count)) = self.counts.get_mut(index) else { return };
+        *count -= 1;
+        let is_empty = *count == 0;
+        self.total -= 1;
+        let summed = self.summed.get_mut();
+        let is_summed = index < summed.moments;
+        summed.sessions -= usize::from(is_summed);
+        if is_empty {
+            summed.moments -= usize::from(is_summed);
+            self.counts.remove(index);
+        }
+    }
+
+    /// How many sessions have ended at `now`.
+    fn expired(&self, now: Timestamp) -> usize {
+        let Summed { mut moments, mut sessions } = self.summed.get();
+        while let Some((_, count)) = self.counts.get(moments).filter(|(at, _)| *at <= now) {
+            moments += 1;
+            sessions += *count as usize;
+        }
+        // A clock that was set back is followed.
+        while let Some(before) = moments.checked_sub(1) {
+            let Some((_, count)) = self.counts.get(before).filter(|(at, _)| *at > now) else {
+                break;
+            };
+            moments = before;
+            sessions -= *count as usize;
+        }
+        self.summed.set(Summed { moments, sessions });
+        sessions
+    }
+
     fn find(&self, at: Timestamp) -> Result<usize, usize> {
         self.counts.binary_search_by_key(&at, |(moment, _)| *moment)
     }
@@ -176,31 +240,16 @@ impl Group {
 
     /// How many sessions have expired at `now`, of those in the buckets.
     pub fn expired(&self, now: Timestamp) -> usize {
-        let counts = self.ending.iter().flat_map(|ending| &ending.counts);
-        counts.take_while(|(at, _)| *at <= now).map(|(_, count)| *count as usize).sum()
+        self.ending.as_ref().map_or(0, |ending| ending.expired(now))
     }
 
     fn add_ending(&mut self, at: Timestamp) {
-        let ending = self.ending.get_or_insert_default();
-        ending.total += 1;
-        match ending.find(at) {
-            Ok(index) => {
-                if let Some((_, count)) = ending.counts.get_mut(index) {
-                    *count += 1;
-                }
-            }
-            Err(index) => ending.counts.insert(index, (at, 1)),
-        }
+        self.ending.get_or_insert_default().add(at);
     }
 
     fn take_ending(&mut self, at: Timestamp) {
-        let Some(ending) = &mut self.ending else { return };
-        let Ok(index) = ending.find(at) else { return };
-        ending.total -= 1;
-        let Some((_, count)) = ending.counts.get_mut(index) else { return };
-        *count -= 1;
-        if *count == 0 {
-            ending.counts.remove(index);
+        if let Some(ending) = &mut self.ending {
+            ending.take(at);
         }
     }
 
@@ -382,6 +431,43 @@ mod tests {
                 prop_assert!(list.ids.len() <= (4 * model.len()).max(SHORT * 2));
             }
         }
+    }
+
+    proptest! {
+        /// What has expired against a plain list of moments.
+        #[test]
+        fn what_has_expired_is_counted_like_a_list(
+            ops in prop::collection::vec((0..5u8, any::<prop::sample::Index>(), 0..40u64), 0..400),
+        ) {
+            let (mut ending, mut model) = (Ending::default(), Vec::new());
+            for (op, pick, at) in ops {
+                match op {
+                    0 | 1 => {
+                        ending.add(at);
+                        model.push(at);
+                    }
+                    2 if !model.is_empty() => ending.take(model.swap_remove(pick.index(model.len()))),
+                    _ => {
+                        let expired = model.iter().filter(|moment| **moment <= at).count();
+                        prop_assert_eq!(ending.expired(at), expired);
+                    }
+                }
+                prop_assert_eq!(ending.total, model.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_reader_adds_a_moment_once() {
+        let mut ending = Ending::default();
+        (0..10_000).for_each(|at| ending.add(at));
+        assert_eq!(ending.expired(5_000), 5_001);
+        assert_eq!(ending.summed.get(), Summed { moments: 5_001, sessions: 5_001 });
+        ending.take(0);
+        ending.add(9_999);
+        assert_eq!(ending.summed.get(), Summed { moments: 5_000, sessions: 5_000 });
+        assert_eq!(ending.expired(9_999), 10_000);
+        assert_eq!(ending.expired(9), 9, "the clock was set back");
     }
 
     #[test]
