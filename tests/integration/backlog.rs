@@ -218,8 +218,8 @@ fn a_list_of_who_is_left_costs_no_more_for_users_with_many_sessions() {
     sleep_until(due + 1);
     for read in [&["PRESENCE.SPACE"][..], &["PRESENCE.SPACE", "COUNT", "25"]] {
         for (space, users) in [("few", 16), ("many", 1)] {
-            assert_eq!(c.int(&format!("PRESENCE.COUNT {space}")), users);
-            assert_eq!(c.int(&format!("PRESENCE.COUNT {space} SESSIONS")), 3 * SESSIONS as i64 / 8);
+            assert_eq!(c.int(format!("PRESENCE.COUNT {space}")), users);
+            assert_eq!(c.int(format!("PRESENCE.COUNT {space} SESSIONS")), 3 * SESSIONS as i64 / 8);
         }
         let few = read_us(&server, &mut c, "few", read);
         let many = read_us(&server, &mut c, "many", read);
