@@ -6,7 +6,7 @@
 //! subscribers.
 //!
 //! ```
-//! use presence_core::space::{At, Limits, Retention, Silent, Space};
+//! use presence_core::space::{ChangeCtx, Limits, NullSink, Retention, Space};
 //!
 //! let mut space = Space::new(1_700_000_000_000);
 //! let limits = Limits {
@@ -15,9 +15,9 @@
 //!     retention: Retention { length: 128, ttl: 60_000 },
 //! };
 //! let now = 1_700_000_000_000;
-//! let at = At { space: b"lobby", now, limits };
+//! let at = ChangeCtx { space: b"lobby", now, limits };
 //! let sessions = [("alice", "phone"), ("alice", "tablet"), ("bob", "")];
-//! let came = space.online_many(at, &sessions, now + 30_000, |_| true, |_| {}, &mut Silent);
+//! let came = space.online_many(at, &sessions, now + 30_000, |_| true, |_| {}, &mut NullSink);
 //! assert_eq!(came, Ok(2));
 //! space.advance(now + 1);
 //! assert_eq!(space.counts(now + 1), (2, 3));
