@@ -39,6 +39,14 @@ impl Error {
     }
 }
 
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.message())
+    }
+}
+
+impl std::error::Error for Error {}
+
 /// Begins a batch in `out`.
 pub fn begin(out: &mut Vec<u8>) {
     out.clear();
@@ -169,6 +177,14 @@ mod tests {
         let begin = [1, 12, 0, 253, 0, 0, 0, 0, 1, 0, 0, 0, 7, 0];
         let begin: Vec<Effect> = decode(&begin).map(Result::unwrap).collect();
         assert_eq!(begin, [Effect::Begin { epoch: 1 << 32, seq: 7, closed_until: 0 }]);
+    }
+
+    #[test]
+    fn errors_have_texts() {
+        let text =
+            |error: Error| -> String { Box::<dyn std::error::Error>::from(error).to_string() };
+        assert_eq!(text(Error::Version), "made by an unknown version of the module");
+        assert_eq!(text(Error::Malformed), "malformed");
     }
 
     #[test]

@@ -55,8 +55,7 @@ fn apply(
     // Each batch tells the settings under which it was made before they matter.
     let mut retention = Retention { length: 0, ttl: 0 };
     for effect in codec::decode(batch) {
-        let effect =
-            effect.map_err(|error| Error::new(format!("the batch is {}", error.message())))?;
+        let effect = effect.map_err(|error| Error::new(format!("the batch is {error}")))?;
         let begins = matches!(effect, Effect::Begin { .. });
         if unbegun && !begins {
             return Err(Error::new("the batch does not fit: the space has no beginning"));
@@ -73,7 +72,7 @@ fn apply(
         }
         key.space()
             .apply(name, &effect, &mut retention, change_set)
-            .map_err(|error| Error::new(format!("the batch does not fit: {}", error.0)))?;
+            .map_err(|error| Error::new(format!("the batch does not fit: {error}")))?;
     }
     Ok(())
 }

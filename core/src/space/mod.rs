@@ -7,6 +7,7 @@
 //! effects only differ in how they get there.
 
 mod effect;
+mod error;
 mod event;
 mod group;
 mod history;
@@ -19,6 +20,7 @@ mod record;
 mod session_store;
 
 pub use effect::{Effect, NullSink, Sink};
+pub use error::{ApplyError, OnlineError};
 pub use event::{Event, Kind, Reason};
 pub use history::{History, Retention};
 pub use members::{Lookup, OutOfTime, SpaceLayout, User};
@@ -82,19 +84,6 @@ pub struct Limits {
     pub users: u64,
     pub retention: Retention,
 }
-
-/// Why a session was not let in. Nothing has changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnlineError {
-    Closed,
-    NoMemory,
-    SessionsPerUser,
-    Users,
-}
-
-/// An effect that does not fit the state it is applied to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ApplyError(pub &'static str);
 
 /// When `online` is to do something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
