@@ -129,9 +129,10 @@ lint: setup-build ## check formatting, clippy without a warning, and the scripts
 	@echo 'lint: bash -n'; for script in scripts/* .ci/run; do bash -n "$$script"; done
 
 .PHONY: doc
-doc: setup-build ## write the code's documentation: target/doc/presence/index.html
+doc: setup-build ## write the code's documentation, without a warning: target/doc/presence/index.html
 	@echo 'doc: cargo doc'
-	@"$(CARGO)" doc --locked --no-deps --document-private-items
+	@RUSTDOCFLAGS='-D warnings' "$(CARGO)" doc --locked -p presence-core --no-deps
+	@RUSTDOCFLAGS='-D warnings' "$(CARGO)" doc --locked --no-deps --document-private-items
 	@echo 'doc: $(TARGET)/doc/presence/index.html'
 
 # ---- the demo: gateway/, which none of the above builds ----
