@@ -2,6 +2,12 @@
 //! beside how others do it, on one server in one run. README.md in this folder says what is measured
 //! and how to read it.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a panic stops the benchmark and names the line"
+)]
+
 mod calls;
 mod contenders;
 mod dataset;

@@ -30,14 +30,17 @@ struct Session {
 impl Session {
     /// The connection there is, or a new one.
     fn connection(&mut self) -> RedisResult<&mut Connection> {
-        if self.connection.is_none() {
-            let third = Duration::from_millis(self.lease_ms / 3);
-            let connection = self.client.get_connection_with_timeout(third)?;
-            // A reply that comes later is no use.
-            connection.set_read_timeout(Some(third))?;
-            self.connection = Some(connection);
-        }
-        Ok(self.connection.as_mut().expect("it was set just now"))
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => {
+                let third = Duration::from_millis(self.lease_ms / 3);
+                let connection = self.client.get_connection_with_timeout(third)?;
+                // A reply that comes later is no use.
+                connection.set_read_timeout(Some(third))?;
+                connection
+            }
+        };
+        Ok(self.connection.insert(connection))
     }
 
     /// True where the user was not online before this call.

@@ -1,5 +1,12 @@
 //! The module in real servers, black box. See `harness` for how a test looks.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a panic fails the test and names the line"
+)]
+
 // A helper that only some files use is no dead code.
 #[allow(dead_code)]
 mod harness;

@@ -16,6 +16,13 @@
 //! `PRESENCE_TORTURE_SECONDS` is the length of the run (30), `PRESENCE_SEED` its seed (another one in each run),
 //! `PRESENCE_TORTURE_ROUND` the round that it begins with (0).
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a panic fails the test and names the line"
+)]
+
 #[allow(dead_code)]
 #[path = "../integration/harness.rs"]
 mod harness;

@@ -174,7 +174,8 @@ unsafe extern "C" fn before_sleep(
     if subevent != raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP {
         return;
     }
-    let ctx = Context::from_raw(ctx);
+    // SAFETY: the server passes the context of this event.
+    let ctx = unsafe { Context::from_raw(ctx) };
     while let Some(place) =
         BLOCKED_CLIENTS.with_borrow_mut(|blocked_clients| blocked_clients.marked.pop_first())
     {
@@ -239,7 +240,9 @@ fn take_out(handle: *mut raw::RedisModuleBlockedClient) -> Option<Box<Wait>> {
 
 unsafe extern "C" fn free_wait(_: *mut raw::RedisModuleCtx, wait: *mut c_void) {
     if !wait.is_null() {
-        drop(Box::from_raw(wait.cast::<Wait>()));
+        // SAFETY: `go_on` made the pointer from a box and gave it to the server, which hands it back
+        // here once, after the reply.
+        drop(unsafe { Box::from_raw(wait.cast::<Wait>()) });
     }
 }
 
@@ -248,9 +251,13 @@ unsafe extern "C" fn on_news(
     argv: *mut *mut raw::RedisModuleString,
     argc: c_int,
 ) -> c_int {
-    let wait = api!(RedisModule_GetBlockedClientPrivateData(ctx)).cast::<Wait>();
-    if let Some(wait) = wait.as_ref() {
-        reply(ctx, argv, argc, wait);
+    // SAFETY: the context is that of a client that goes on. Its private data is the `Wait` that
+    // `go_on` gave, which lives until `free_wait`.
+    let wait =
+        unsafe { api!(RedisModule_GetBlockedClientPrivateData(ctx)).cast::<Wait>().as_ref() };
+    if let Some(wait) = wait {
+        // SAFETY: the arguments are those of this callback.
+        unsafe { reply(ctx, argv, argc, wait) };
     }
     raw::REDISMODULE_OK as c_int
 }
@@ -260,10 +267,12 @@ unsafe extern "C" fn on_timeout(
     argv: *mut *mut raw::RedisModuleString,
     argc: c_int,
 ) -> c_int {
-    let handle = api!(RedisModule_GetBlockedClientHandle(ctx));
+    // SAFETY: the context is that of a client whose time is over.
+    let handle = unsafe { api!(RedisModule_GetBlockedClientHandle(ctx)) };
     if let Some(wait) = take_out(handle) {
         // What has happened in the very moment is told.
-        reply(ctx, argv, argc, &wait);
+        // SAFETY: the arguments are those of this callback.
+        unsafe { reply(ctx, argv, argc, &wait) };
         go_on(handle as Handle, wait);
     }
     raw::REDISMODULE_OK as c_int
@@ -286,9 +295,12 @@ unsafe fn reply(
     argc: c_int,
     wait: &Wait,
 ) {
-    let ctx = Context::from_raw(ctx);
+    // SAFETY: the caller passes the context of the callback.
+    let ctx = unsafe { Context::from_raw(ctx) };
     let count = usize::try_from(argc).unwrap_or(0);
-    let argv = std::slice::from_raw_parts(argv.cast::<Arg<'_>>(), count);
+    // SAFETY: `Arg` is a transparent pointer. The server passes the arguments of the client's command,
+    // which live through the callback.
+    let argv = unsafe { std::slice::from_raw_parts(argv.cast::<Arg<'_>>(), count) };
     if let Some(name) = argv.get(1) {
         let clock = Clock::default();
         match SpaceReadGuard::open(ctx, *name, &clock) {

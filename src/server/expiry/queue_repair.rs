@@ -113,7 +113,8 @@ fn arm(ctx: Context, wait: i64) {
 }
 
 unsafe extern "C" fn check(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
-    let ctx = Context::from_raw(ctx);
+    // SAFETY: the server passes the context of this timer.
+    let ctx = unsafe { Context::from_raw(ctx) };
     // What is known to have moved is filed first: it is not missing.
     let more_to_find = key_moves::settle(ctx);
     let wait = STATE.with_borrow_mut(|state| {
@@ -249,12 +250,18 @@ unsafe extern "C" fn visit(
     key: *mut raw::RedisModuleKey,
     visited: *mut c_void,
 ) {
-    let Some(visited) = visited.cast::<Visited>().as_mut() else { return };
+    // SAFETY: `step` passes a pointer to a `Visited`, and does not use it otherwise before RM_Scan
+    // returns.
+    let Some(visited) = (unsafe { visited.cast::<Visited>().as_mut() }) else { return };
     visited.keys += 1;
-    if !name.is_null()
-        && !key.is_null()
-        && key::repair(key, visited.db, Arg::from_raw(name).bytes())
-    {
+    if name.is_null() || key.is_null() {
+        return;
+    }
+    // SAFETY: the name is a string of the server.
+    let name = unsafe { Arg::from_raw(name) }.bytes();
+    // SAFETY: a scan visits keys that have a value, each opened by the server. It runs in a timer, so
+    // nothing else refers to the value.
+    if unsafe { key::repair(key, visited.db, name) } {
         visited.repaired += 1;
         stats::QUEUE_REPAIRS.add(1);
     }

@@ -108,7 +108,8 @@ fn arm_for(ctx: Context, now: u64, due: u64) {
 
 unsafe extern "C" fn tick(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
     ARMED.set(None);
-    let ctx = Context::from_raw(ctx);
+    // SAFETY: the server passes the context of this timer.
+    let ctx = unsafe { Context::from_raw(ctx) };
     blocked_clients::rest(ctx);
     IN_TIMER.set(true);
     let more_to_find = key_moves::settle(ctx);

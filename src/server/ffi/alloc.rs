@@ -24,30 +24,46 @@ fn size(layout: Layout) -> usize {
 // aborts the process itself when memory is out.
 unsafe impl GlobalAlloc for ServerAlloc {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        match raw::RedisModule_Alloc {
-            Some(alloc) => alloc(size(layout)).cast(),
-            None => std::ptr::null_mut(),
+        // SAFETY: the pointer is written once, when the module begins to load. The function takes any
+        // size.
+        unsafe {
+            match raw::RedisModule_Alloc {
+                Some(alloc) => alloc(size(layout)).cast(),
+                None => std::ptr::null_mut(),
+            }
         }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        match raw::RedisModule_Calloc {
-            Some(calloc) => calloc(1, size(layout)).cast(),
-            None => std::ptr::null_mut(),
+        // SAFETY: as in `alloc`.
+        unsafe {
+            match raw::RedisModule_Calloc {
+                Some(calloc) => calloc(1, size(layout)).cast(),
+                None => std::ptr::null_mut(),
+            }
         }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        let wanted = Layout::from_size_align_unchecked(new_size, layout.align());
-        match raw::RedisModule_Realloc {
-            Some(realloc) => realloc(pointer.cast::<c_void>(), size(wanted)).cast(),
-            None => std::ptr::null_mut(),
+        // SAFETY: the caller guarantees that the new size, rounded up to the alignment, does not
+        // exceed `isize::MAX`. The alignment is that of a valid layout.
+        let wanted = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
+        // SAFETY: as in `alloc`. The caller guarantees that `pointer` comes from this allocator, which
+        // is the server's.
+        unsafe {
+            match raw::RedisModule_Realloc {
+                Some(realloc) => realloc(pointer.cast::<c_void>(), size(wanted)).cast(),
+                None => std::ptr::null_mut(),
+            }
         }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, _: Layout) {
-        if let Some(free) = raw::RedisModule_Free {
-            free(pointer.cast::<c_void>());
+        // SAFETY: as in `realloc`: the pointer comes from the server's allocator, and is freed once.
+        unsafe {
+            if let Some(free) = raw::RedisModule_Free {
+                free(pointer.cast::<c_void>());
+            }
         }
     }
 }

@@ -127,11 +127,13 @@ fn begins_unit(name: &[u8]) -> bool {
 const OURS: &[u8] = b"PRESENCE.";
 
 unsafe extern "C" fn on_command(filter: *mut raw::RedisModuleCommandFilterCtx) {
-    let name = api!(RedisModule_CommandFilterArgGet(filter, 0));
+    // SAFETY: the server passes the filter context of this call.
+    let name = unsafe { api!(RedisModule_CommandFilterArgGet(filter, 0)) };
     if name.is_null() {
         return;
     }
-    let name = Arg::from_raw(name).bytes();
+    // SAFETY: a string of the server that lives through this call.
+    let name = unsafe { Arg::from_raw(name) }.bytes();
     let before = UNIT.get();
     let is_ours = name.get(..OURS.len()).is_some_and(|name| name.eq_ignore_ascii_case(OURS));
     // What a script calls is part of it, and so is what others try while it runs for long.

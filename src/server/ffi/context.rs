@@ -400,16 +400,17 @@ unsafe fn free_reply(reply: *mut raw::RedisModuleCallReply) -> bool {
     if reply.is_null() {
         return false;
     }
-    let is_error = api!(RedisModule_CallReplyType(reply)) == raw::REDISMODULE_REPLY_ERROR as c_int;
-    api!(RedisModule_FreeCallReply(reply));
-    !is_error
+    // SAFETY: the caller guarantees that the reply comes from `RM_Call`. It is not null.
+    let kind = unsafe { api!(RedisModule_CallReplyType(reply)) };
+    // SAFETY: as above. The caller does not use the reply afterwards, so it is freed once.
+    unsafe { api!(RedisModule_FreeCallReply(reply)) };
+    kind != raw::REDISMODULE_REPLY_ERROR as c_int
 }
 
 /// Replies. Maps and nulls take the form of the client's protocol.
 impl Context {
     pub fn reply_integer(self, value: i64) {
-        // SAFETY: here and below, the context is that of a command, and buffers come with their
-        // lengths.
+        // SAFETY: the context is that of a command, or of a callback that replies to a blocked client.
         unsafe { api!(RedisModule_ReplyWithLongLong(self.0, value)) };
     }
 
@@ -419,10 +420,12 @@ impl Context {
     }
 
     pub fn reply_null(self) {
+        // SAFETY: as in `reply_integer`.
         unsafe { api!(RedisModule_ReplyWithNull(self.0)) };
     }
 
     pub fn reply_bulk(self, bytes: &[u8]) {
+        // SAFETY: as in `reply_integer`; pointer and length are those of a slice, which is copied.
         unsafe {
             api!(RedisModule_ReplyWithStringBuffer(self.0, bytes.as_ptr().cast(), bytes.len()))
         };
@@ -435,35 +438,43 @@ impl Context {
 
     /// 1 or 0 for clients of RESP2.
     pub fn reply_bool(self, value: bool) {
+        // SAFETY: as in `reply_integer`.
         unsafe { api!(RedisModule_ReplyWithBool(self.0, c_int::from(value))) };
     }
 
     pub fn reply_ok(self) {
+        // SAFETY: as in `reply_integer`; the text ends with NUL.
         unsafe { api!(RedisModule_ReplyWithSimpleString(self.0, c"OK".as_ptr())) };
     }
 
     pub fn reply_map(self, entries: usize) {
+        // SAFETY: as in `reply_integer`.
         unsafe { api!(RedisModule_ReplyWithMap(self.0, entries as std::ffi::c_long)) };
     }
 
     pub fn reply_array(self, items: usize) {
+        // SAFETY: as in `reply_integer`.
         unsafe { api!(RedisModule_ReplyWithArray(self.0, items as std::ffi::c_long)) };
     }
 
     /// An array whose length is what `items` says after it has replied with them.
     pub fn reply_array_of(self, items: impl FnOnce() -> usize) {
         let unknown = std::ffi::c_long::from(raw::REDISMODULE_POSTPONED_LEN);
+        // SAFETY: as in `reply_integer`.
         unsafe { api!(RedisModule_ReplyWithArray(self.0, unknown)) };
         let length = items() as std::ffi::c_long;
+        // SAFETY: as in `reply_integer`; the array above has no length yet.
         unsafe { api!(RedisModule_ReplySetArrayLength(self.0, length)) };
     }
 
     pub fn reply_error(self, error: &crate::server::ffi::error::Error) {
         let text: Vec<u8> = error.text().bytes().filter(|byte| *byte != 0).chain([0]).collect();
+        // SAFETY: as in `reply_integer`; the text ends with NUL, and is copied.
         unsafe { api!(RedisModule_ReplyWithError(self.0, text.as_ptr().cast())) };
     }
 
     pub fn reply_wrong_arity(self) {
+        // SAFETY: as in `reply_integer`.
         unsafe { api!(RedisModule_WrongArity(self.0)) };
     }
 }

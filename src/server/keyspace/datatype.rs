@@ -60,7 +60,9 @@ pub fn register(ctx: Context) -> bool {
 /// # Safety
 /// `value` is a value of our type that lives, unchanged, as long as the reference is used.
 unsafe fn value_of<'a>(value: *const c_void) -> &'a SpaceValue {
-    &*value.cast::<SpaceValue>()
+    // SAFETY: a value of our type is a pointer to a `SpaceValue`, made by a box. The caller
+    // guarantees that it lives and does not change.
+    unsafe { &*value.cast::<SpaceValue>() }
 }
 
 /// Batches of effects that make up a space, each given to `take`.
@@ -87,26 +89,32 @@ unsafe extern "C" fn rdb_save(io: *mut raw::RedisModuleIO, value: *mut c_void) {
         // SAFETY: a buffer with its length. Errors of the file are the server's to notice.
         unsafe { api!(RedisModule_SaveStringBuffer(io, bytes.as_ptr().cast(), bytes.len())) }
     };
-    batches(value_of(value), save);
+    // SAFETY: the server saves a value of our type, which does not change meanwhile.
+    batches(unsafe { value_of(value) }, save);
     save(&[]);
 }
 
 unsafe extern "C" fn rdb_load(io: *mut raw::RedisModuleIO, encoding: c_int) -> *mut c_void {
     let loading = raw::REDISMODULE_CTX_FLAGS_LOADING | raw::REDISMODULE_CTX_FLAGS_ASYNC_LOADING;
-    let flags = api!(RedisModule_GetContextFlags(std::ptr::null_mut())) as u32;
+    // SAFETY: without a context, the function returns the flags that belong to the server.
+    let flags = unsafe { api!(RedisModule_GetContextFlags(std::ptr::null_mut())) as u32 };
     // Not from a file or a primary.
     let is_restore = flags & loading == 0 && !expiry_queue::is_loading_aside();
-    match load(io, encoding, is_restore) {
+    // SAFETY: the server passed `io` to this callback.
+    match unsafe { load(io, encoding, is_restore) } {
         Ok(held) => {
             let held = Box::new(held);
             if !is_restore {
                 expiry_queue::epoch_given(held.space.last_id().0);
             }
-            let name = api!(RedisModule_GetKeyNameFromIO(io));
+            // SAFETY: `io` is that of this callback.
+            let name = unsafe { api!(RedisModule_GetKeyNameFromIO(io)) };
             if !name.is_null() {
-                let db = api!(RedisModule_GetDbIdFromIO(io));
+                // SAFETY: `io` is that of this callback.
+                let db = unsafe { api!(RedisModule_GetDbIdFromIO(io)) };
                 let due = held.space.next_due(config::retention());
-                let name = Arg::from_raw(name.cast_mut()).bytes();
+                // SAFETY: `io` refers to a string of the server, which lives as long as `io`.
+                let name = unsafe { Arg::from_raw(name.cast_mut()) }.bytes();
                 expiry_queue::loading(db, name, due);
                 if is_restore {
                     key_moves::expect(db, name);
@@ -116,12 +124,15 @@ unsafe extern "C" fn rdb_load(io: *mut raw::RedisModuleIO, encoding: c_int) -> *
         }
         Err(why) => {
             let text: Vec<u8> = why.bytes().chain([0]).collect();
-            api!(RedisModule_LogIOError(
-                io,
-                c"warning".as_ptr(),
-                c"presence: cannot load a space: %s".as_ptr(),
-                text.as_ptr().cast::<c_char>()
-            ));
+            // SAFETY: the format has one `%s`, and the text for it ends with NUL.
+            unsafe {
+                api!(RedisModule_LogIOError(
+                    io,
+                    c"warning".as_ptr(),
+                    c"presence: cannot load a space: %s".as_ptr(),
+                    text.as_ptr().cast::<c_char>()
+                ));
+            }
             std::ptr::null_mut()
         }
     }
@@ -141,18 +152,25 @@ unsafe fn load(
     let (mut begun, mut is_line_due) = (false, false);
     loop {
         let mut length = 0;
-        let buffer = api!(RedisModule_LoadStringBuffer(io, &mut length));
-        if buffer.is_null() || api!(RedisModule_IsIOError(io)) != 0 {
+        // SAFETY: the caller guarantees that `io` is that of the callback.
+        let buffer = unsafe { api!(RedisModule_LoadStringBuffer(io, &mut length)) };
+        // SAFETY: `io` is valid, as above.
+        if buffer.is_null() || unsafe { api!(RedisModule_IsIOError(io)) } != 0 {
             if !buffer.is_null() {
-                api!(RedisModule_Free(buffer.cast()));
+                // SAFETY: the server allocated the buffer for this code to free. Nothing refers to it.
+                unsafe { api!(RedisModule_Free(buffer.cast())) };
             }
             return Err("its data end too early");
         }
-        let batch = std::slice::from_raw_parts(buffer.cast::<u8>(), length);
+        // SAFETY: the buffer is not null and has `length` bytes. It is freed after the last use of
+        // `batch`.
+        let batch = unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), length) };
         let restored =
             if batch.is_empty() { Ok(false) } else { restore(&mut space, batch, &mut begun) };
         let is_end = batch.is_empty();
-        api!(RedisModule_Free(buffer.cast()));
+        // SAFETY: the server allocated the buffer for this code to free, once. `batch` is not used
+        // any more.
+        unsafe { api!(RedisModule_Free(buffer.cast())) };
         is_line_due |= restored?;
         if !is_end {
             continue;
@@ -195,7 +213,9 @@ unsafe extern "C" fn aof_rewrite(
     key: *mut raw::RedisModuleString,
     value: *mut c_void,
 ) {
-    batches(value_of(value), |batch| {
+    // SAFETY: the server rewrites a value of our type, which does not change meanwhile.
+    let held = unsafe { value_of(value) };
+    batches(held, |batch| {
         // SAFETY: the format names a string of the server and a buffer with its length.
         unsafe {
             api!(RedisModule_EmitAOF(
@@ -213,7 +233,9 @@ unsafe extern "C" fn aof_rewrite(
 /// Equal for spaces of equal content, in whatever order they hold it.
 unsafe extern "C" fn digest(digest: *mut raw::RedisModuleDigest, value: *mut c_void) {
     let mut bytes = Vec::new();
-    value_of(value).space.dump(|effect| {
+    // SAFETY: the server passes a value of our type, which does not change meanwhile.
+    let held = unsafe { value_of(value) };
+    held.space.dump(|effect| {
         bytes.clear();
         codec::encode(&mut bytes, effect);
         // SAFETY: a buffer with its length.
@@ -226,7 +248,8 @@ unsafe extern "C" fn digest(digest: *mut raw::RedisModuleDigest, value: *mut c_v
 
 /// May be called in a thread that frees in the background.
 unsafe extern "C" fn free(value: *mut c_void) {
-    drop(Box::from_raw(value.cast::<SpaceValue>()));
+    // SAFETY: a value of our type comes from a box. The server owns it, and frees it once.
+    drop(unsafe { Box::from_raw(value.cast::<SpaceValue>()) });
 }
 
 unsafe extern "C" fn mem_usage(
@@ -234,29 +257,36 @@ unsafe extern "C" fn mem_usage(
     value: *const c_void,
     _samples: usize,
 ) -> usize {
-    value_of(value).bytes()
+    // SAFETY: the server passes a value of our type, which does not change meanwhile.
+    unsafe { value_of(value) }.bytes()
 }
 
 /// How many allocations it takes to free: above 64 the server does it in the background.
 unsafe extern "C" fn free_effort(_: *mut raw::RedisModuleKeyOptCtx, value: *const c_void) -> usize {
-    let (_, sessions) = value_of(value).space.stored();
+    // SAFETY: the server passes a value of our type, which does not change meanwhile.
+    let space = &unsafe { value_of(value) }.space;
+    let (_, sessions) = space.stored();
     // 0 would mean that the effort is not worth knowing and always left to the background.
-    1 + sessions + value_of(value).space.history().map_or(0, |history| history.len())
+    1 + sessions + space.history().map_or(0, |history| history.len())
 }
 
 /// The key is no longer in the keyspace under this name: deleted, expired, evicted, renamed,
 /// overwritten.
 unsafe extern "C" fn unlink(ctx: *mut raw::RedisModuleKeyOptCtx, value: *const c_void) {
-    let name = api!(RedisModule_GetKeyNameFromOptCtx(ctx));
+    // SAFETY: the server passes the context of this callback.
+    let name = unsafe { api!(RedisModule_GetKeyNameFromOptCtx(ctx)) };
     if name.is_null() {
         return;
     }
-    let name = Arg::from_raw(name.cast_mut()).bytes();
-    let db = api!(RedisModule_GetDbIdFromOptCtx(ctx));
+    // SAFETY: a string of the server that lives through this callback.
+    let name = unsafe { Arg::from_raw(name.cast_mut()) }.bytes();
+    // SAFETY: the context is that of this callback.
+    let db = unsafe { api!(RedisModule_GetDbIdFromOptCtx(ctx)) };
     expiry_queue::forget(db, name);
     blocked_clients::wake(db, name);
     key_moves::left(db, name);
-    let (epoch, _) = value_of(value).space.last_id();
+    // SAFETY: the server passes a value of our type, and frees it after this callback.
+    let (epoch, _) = unsafe { value_of(value) }.space.last_id();
     // Inside a transaction or script, a new space can begin at the moment at which that began.
     let now = crate::server::ffi::clock::earliest();
     expiry_queue::epoch_ended(db, name, epoch, now);
@@ -266,10 +296,16 @@ unsafe extern "C" fn copy(
     ctx: *mut raw::RedisModuleKeyOptCtx,
     value: *const c_void,
 ) -> *mut c_void {
-    let name = api!(RedisModule_GetToKeyNameFromOptCtx(ctx));
+    // SAFETY: the server passes the context of this callback.
+    let name = unsafe { api!(RedisModule_GetToKeyNameFromOptCtx(ctx)) };
     if !name.is_null() {
-        let db = api!(RedisModule_GetToDbIdFromOptCtx(ctx));
-        key_moves::expect(db, Arg::from_raw(name.cast_mut()).bytes());
+        // SAFETY: the context is that of this callback.
+        let db = unsafe { api!(RedisModule_GetToDbIdFromOptCtx(ctx)) };
+        // SAFETY: a string of the server that lives through this callback.
+        let name = unsafe { Arg::from_raw(name.cast_mut()) }.bytes();
+        key_moves::expect(db, name);
     }
-    Box::into_raw(Box::new(value_of(value).copied())).cast()
+    // SAFETY: the server passes a value of our type, which does not change meanwhile.
+    let held = unsafe { value_of(value) };
+    Box::into_raw(Box::new(held.copied())).cast()
 }

@@ -591,15 +591,17 @@ pub fn arrived(ctx: Context, name: Arg<'_>) {
 /// Files the space at an open key, if it is one that the expiry queue lacks. Returns whether it was.
 ///
 /// # Safety
-/// The key is open and has a value.
+/// The key is open and has a value, and nothing else refers to the value.
 pub unsafe fn repair(key: *mut raw::RedisModuleKey, db: i32, name: &[u8]) -> bool {
-    if api!(RedisModule_ModuleTypeGetType(key)) != datatype::raw_type()
-        || expiry_queue::has(db, name)
-    {
+    // SAFETY: the caller guarantees that the key is open.
+    let kind = unsafe { api!(RedisModule_ModuleTypeGetType(key)) };
+    if kind != datatype::raw_type() || expiry_queue::has(db, name) {
         return false;
     }
-    let held: *mut SpaceValue = api!(RedisModule_ModuleTypeGetValue(key)).cast();
-    let Some(held) = held.as_mut() else { return false };
+    // SAFETY: the key is open, and its value is of our type, so it is a `SpaceValue`. The caller
+    // guarantees that this is the only reference.
+    let held = unsafe { api!(RedisModule_ModuleTypeGetValue(key)).cast::<SpaceValue>().as_mut() };
+    let Some(held) = held else { return false };
     held.arrived(db, name);
     // Nobody told of its coming, so who waits for it has not been told either.
     blocked_clients::wake(db, name);

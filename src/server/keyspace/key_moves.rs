@@ -176,7 +176,8 @@ pub fn left(db: i32, name: &[u8]) {
 }
 
 unsafe extern "C" fn on_command(filter: *mut raw::RedisModuleCommandFilterCtx) {
-    if api!(RedisModule_CommandFilterArgsCount(filter)) != 3 {
+    // SAFETY: the server passes the filter context of this call.
+    if unsafe { api!(RedisModule_CommandFilterArgsCount(filter)) } != 3 {
         return;
     }
     let arg = |at: c_int| {

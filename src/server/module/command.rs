@@ -115,8 +115,8 @@ pub fn register<C: Command>(ctx: Context) -> bool {
     let key = c_int::from(spec.access != Access::NoKey);
     let name = c_string(spec.name);
     // SAFETY: called while the module loads; the server copies the strings.
-    unsafe {
-        let created = api!(RedisModule_CreateCommand(
+    let created = unsafe {
+        api!(RedisModule_CreateCommand(
             ctx.raw(),
             name.as_ptr(),
             Some(entry::<C>),
@@ -124,21 +124,25 @@ pub fn register<C: Command>(ctx: Context) -> bool {
             key,
             key,
             key
-        ));
-        if created != raw::REDISMODULE_OK as c_int {
-            return false;
-        }
-        let command = api!(RedisModule_GetCommand(ctx.raw(), name.as_ptr()));
-        if command.is_null() {
-            return false;
-        }
-        if offers!(RedisModule_SetCommandACLCategories) {
-            let category = spec.access.category();
-            let categories = c_string(format!("{category} {}", spec.categories).trim());
-            api!(RedisModule_SetCommandACLCategories(command, categories.as_ptr()));
-        }
-        describe(command, &spec)
+        ))
+    };
+    if created != raw::REDISMODULE_OK as c_int {
+        return false;
     }
+    // SAFETY: called while the module loads; the name ends with NUL.
+    let command = unsafe { api!(RedisModule_GetCommand(ctx.raw(), name.as_ptr())) };
+    if command.is_null() {
+        return false;
+    }
+    if offers!(RedisModule_SetCommandACLCategories) {
+        let category = spec.access.category();
+        let categories = c_string(format!("{category} {}", spec.categories).trim());
+        // SAFETY: the command is one of this module, which loads; the text ends with NUL and is
+        // only read. The pointer has been asked for.
+        unsafe { api!(RedisModule_SetCommandACLCategories(command, categories.as_ptr())) };
+    }
+    // SAFETY: called while the module loads, with its command.
+    unsafe { describe(command, &spec) }
 }
 
 /// From the server to the command's code.
@@ -147,7 +151,8 @@ unsafe extern "C" fn entry<C: Command>(
     argv: *mut *mut raw::RedisModuleString,
     argc: c_int,
 ) -> c_int {
-    let ctx = Context::from_raw(ctx);
+    // SAFETY: the server passes the context of this command.
+    let ctx = unsafe { Context::from_raw(ctx) };
     let count = usize::try_from(argc).unwrap_or(0);
     let wanted = C::SPEC.arity.unsigned_abs() as usize;
     // Servers check the arity themselves once it is in the description; a reader of this code
@@ -157,7 +162,7 @@ unsafe extern "C" fn entry<C: Command>(
         return raw::REDISMODULE_OK as c_int;
     }
     // SAFETY: `Arg` is a transparent pointer; the strings live through the call.
-    let argv = std::slice::from_raw_parts(argv.cast::<Arg<'_>>(), count);
+    let argv = unsafe { std::slice::from_raw_parts(argv.cast::<Arg<'_>>(), count) };
     if let Err(error) = C::run(&Call::new(ctx, argv)) {
         ctx.reply_error(&error);
     }
@@ -185,8 +190,8 @@ unsafe fn describe(command: *mut raw::RedisModuleCommand, spec: &Spec) -> bool {
         sizeof_keyspec: size_of::<raw::RedisModuleCommandKeySpec>(),
         sizeof_arg: size_of::<raw::RedisModuleCommandArg>(),
     };
-    // All zeroes ends each of the lists.
-    let mut key_specs: [raw::RedisModuleCommandKeySpec; 2] = std::mem::zeroed();
+    // SAFETY: all zeroes is a valid value, and ends the list.
+    let mut key_specs: [raw::RedisModuleCommandKeySpec; 2] = unsafe { std::mem::zeroed() };
     let flags = match spec.access {
         Access::Reads => Some(raw::REDISMODULE_CMD_KEY_RO | raw::REDISMODULE_CMD_KEY_ACCESS),
         Access::Updates => Some(raw::REDISMODULE_CMD_KEY_RW | raw::REDISMODULE_CMD_KEY_UPDATE),
@@ -202,7 +207,8 @@ unsafe fn describe(command: *mut raw::RedisModuleCommand, spec: &Spec) -> bool {
         key.fk.range.keystep = 1;
         key.fk.range.limit = 0;
     }
-    let mut info: raw::RedisModuleCommandInfo = std::mem::zeroed();
+    // SAFETY: all zeroes is a valid value: nothing said.
+    let mut info: raw::RedisModuleCommandInfo = unsafe { std::mem::zeroed() };
     // The server keeps no pointer into it, but one to the version, in some releases.
     info.version = Box::leak(Box::new(version));
     info.summary = leaked(spec.summary);
@@ -211,7 +217,10 @@ unsafe fn describe(command: *mut raw::RedisModuleCommand, spec: &Spec) -> bool {
     info.arity = spec.arity;
     info.key_specs = key_specs.as_mut_ptr();
     info.args = arg_list(spec.args);
-    api!(RedisModule_SetCommandInfo(command, &info)) == raw::REDISMODULE_OK as c_int
+    // SAFETY: the caller guarantees that the command is one of the module, which loads. The texts end
+    // with NUL and the lists with zeroes. The server copies them, and the version is never freed.
+    let described = unsafe { api!(RedisModule_SetCommandInfo(command, &info)) };
+    described == raw::REDISMODULE_OK as c_int
 }
 
 /// A list of arguments in the server's form, ended by zeroes.

@@ -131,7 +131,8 @@ unsafe extern "C" fn set_prefix(
     _: *mut c_void,
     error: *mut *mut raw::RedisModuleString,
 ) -> c_int {
-    let value = Arg::from_raw(value).bytes();
+    // SAFETY: the server passes the new value as one of its strings.
+    let value = unsafe { Arg::from_raw(value) }.bytes();
     let wrong = if std::str::from_utf8(value).is_err() {
         "channel-prefix must be UTF-8 text"
     } else if value.contains(&0) {
@@ -144,8 +145,9 @@ unsafe extern "C" fn set_prefix(
         SHOWN_PREFIX.set(Some(OwnedString::new(value)));
         return raw::REDISMODULE_OK as c_int;
     };
-    // The server frees it.
-    *error = OwnedString::new(wrong.as_bytes()).into_raw();
+    let wrong = OwnedString::new(wrong.as_bytes()).into_raw();
+    // SAFETY: the server passes a place for the text of the error, and frees the text.
+    unsafe { *error = wrong };
     raw::REDISMODULE_ERR as c_int
 }
 

@@ -52,13 +52,15 @@ unsafe extern "C" fn on_keyspace(
     event: *const c_char,
     key: *mut raw::RedisModuleString,
 ) -> c_int {
-    let event = CStr::from_ptr(event).to_bytes();
+    // SAFETY: the name of the event is a text of the server that ends with NUL.
+    let event = unsafe { CStr::from_ptr(event) }.to_bytes();
+    // SAFETY: the server passes the context of this event and the key's name.
+    let (ctx, key) = unsafe { (Context::from_raw(ctx), Arg::from_raw(key)) };
     if matches!(event, b"rename_to" | b"move_to" | b"copy_to" | b"restore") {
-        key::arrived(Context::from_raw(ctx), Arg::from_raw(key));
+        key::arrived(ctx, key);
     } else if event == b"loaded" {
         // The key is an object on the server's stack: its bytes are read, it is not opened.
-        let ctx = Context::from_raw(ctx);
-        expiry_queue::loaded(ctx.db(), Arg::from_raw(key).bytes());
+        expiry_queue::loaded(ctx.db(), key.bytes());
     }
     raw::REDISMODULE_OK as c_int
 }
@@ -72,7 +74,8 @@ unsafe extern "C" fn on_flush(
     if subevent != raw::REDISMODULE_SUBEVENT_FLUSHDB_START || data.is_null() {
         return;
     }
-    let info = &*data.cast::<raw::RedisModuleFlushInfo>();
+    // SAFETY: the data of this event is a `RedisModuleFlushInfo`, and it is not null.
+    let info = unsafe { &*data.cast::<raw::RedisModuleFlushInfo>() };
     let db = (info.dbnum >= 0).then_some(info.dbnum);
     expiry_queue::flushed(db);
     blocked_clients::wake_flushed(db);
@@ -87,12 +90,14 @@ unsafe extern "C" fn on_swap(
     if data.is_null() {
         return;
     }
-    let info = &*data.cast::<raw::RedisModuleSwapDbInfo>();
+    // SAFETY: the data of this event is a `RedisModuleSwapDbInfo`, and it is not null.
+    let info = unsafe { &*data.cast::<raw::RedisModuleSwapDbInfo>() };
     expiry_queue::swapped(info.dbnum_first, info.dbnum_second);
     key_moves::swapped(info.dbnum_first, info.dbnum_second);
     blocked_clients::wake_db(Some(info.dbnum_first));
     blocked_clients::wake_db(Some(info.dbnum_second));
-    let ctx = Context::from_raw(ctx);
+    // SAFETY: the server passes the context of this event.
+    let ctx = unsafe { Context::from_raw(ctx) };
     sweep::arm(ctx, ctx.now());
 }
 
@@ -117,7 +122,8 @@ unsafe extern "C" fn on_role(
 ) {
     propagation_targets::may_come();
     if subevent == raw::REDISMODULE_EVENT_REPLROLECHANGED_NOW_MASTER {
-        begin_to_decide(Context::from_raw(ctx));
+        // SAFETY: the server passes the context of this event.
+        begin_to_decide(unsafe { Context::from_raw(ctx) });
     } else {
         key::withdraw_grace();
     }
@@ -129,7 +135,8 @@ unsafe extern "C" fn on_loading(
     subevent: u64,
     _: *mut c_void,
 ) {
-    let ctx = Context::from_raw(ctx);
+    // SAFETY: the server passes the context of this event.
+    let ctx = unsafe { Context::from_raw(ctx) };
     propagation_targets::may_come();
     if subevent == raw::REDISMODULE_SUBEVENT_LOADING_ENDED {
         // A full copy from the primary can bring a space for which a client of this replica waits.
@@ -151,7 +158,8 @@ unsafe extern "C" fn on_load_aside(
     match subevent {
         raw::REDISMODULE_SUBEVENT_REPL_ASYNC_LOAD_STARTED => expiry_queue::begin_aside(),
         raw::REDISMODULE_SUBEVENT_REPL_ASYNC_LOAD_COMPLETED => {
-            let ctx = Context::from_raw(ctx);
+            // SAFETY: the server passes the context of this event.
+            let ctx = unsafe { Context::from_raw(ctx) };
             if !expiry_queue::take_aside() {
                 find_databases(ctx);
             }
@@ -192,13 +200,21 @@ unsafe extern "C" fn on_config(
     if data.is_null() {
         return;
     }
-    let change = &*data.cast::<raw::RedisModuleConfigChange>();
+    // SAFETY: the data of this event is a `RedisModuleConfigChange`, and it is not null.
+    let change = unsafe { &*data.cast::<raw::RedisModuleConfigChange>() };
     if change.config_names.is_null() {
         return;
     }
-    let names = std::slice::from_raw_parts(change.config_names, change.num_changes as usize);
-    if names.iter().any(|name| CStr::from_ptr(*name).to_bytes().starts_with(b"presence.history-")) {
-        let ctx = Context::from_raw(ctx);
+    // SAFETY: the server passes an array of `num_changes` names, and it is not null.
+    let names =
+        unsafe { std::slice::from_raw_parts(change.config_names, change.num_changes as usize) };
+    let is_history = |name: &*const c_char| {
+        // SAFETY: each name is a text of the server that ends with NUL.
+        unsafe { CStr::from_ptr(*name) }.to_bytes().starts_with(b"presence.history-")
+    };
+    if names.iter().any(is_history) {
+        // SAFETY: the server passes the context of this event.
+        let ctx = unsafe { Context::from_raw(ctx) };
         expiry_queue::look_at_all();
         sweep::arm(ctx, ctx.now());
     }

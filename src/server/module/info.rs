@@ -22,7 +22,9 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
         return;
     }
     // The server leaves a section out that was not asked for, and then takes no fields.
-    if api!(RedisModule_InfoAddSection(ctx, std::ptr::null())) != raw::REDISMODULE_OK as c_int {
+    // SAFETY: the context is that of this call; without a name the section is named after the module.
+    let added = unsafe { api!(RedisModule_InfoAddSection(ctx, std::ptr::null())) };
+    if added != raw::REDISMODULE_OK as c_int {
         return;
     }
     let add = |name: &CStr, value: u64| {

@@ -71,7 +71,9 @@ unsafe extern "C" fn on_cron(
 ) {
     static TURN: AtomicU32 = AtomicU32::new(0);
     if TURN.fetch_add(1, Relaxed).is_multiple_of(TURNS) {
-        NOBODY.store(is_alone(Context::from_raw(ctx)), Relaxed);
+        // SAFETY: the server passes the context of this event.
+        let ctx = unsafe { Context::from_raw(ctx) };
+        NOBODY.store(is_alone(ctx), Relaxed);
     }
 }
 
