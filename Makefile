@@ -118,7 +118,8 @@ unit: ## run the tests of core/ alone, without a server: a minute with the build
 	@"$(CARGO)" test --locked -p presence-core
 
 .PHONY: lint
-lint: setup-build ## check formatting, clippy without a warning, and the scripts' syntax
+lint: setup-build ## check the Rust version, formatting, clippy, imports, and scripts (with shellcheck where it is)
+	@version=$$(scripts/rust-version); echo "lint: $$version"
 	@if "$(CARGO)" fmt --version >/dev/null 2>&1; then \
 	    echo 'lint: cargo fmt --all --check'; "$(CARGO)" fmt --all --check; \
 	else echo 'lint: formatting not checked, rustfmt is missing (rustup component add rustfmt)'; fi
@@ -126,7 +127,7 @@ lint: setup-build ## check formatting, clippy without a warning, and the scripts
 	    echo 'lint: cargo clippy'; "$(CARGO)" clippy --locked --workspace --all-targets -- -D warnings; \
 	else echo 'lint: clippy not run, it is missing (rustup component add clippy)'; fi
 	@echo 'lint: imports run one way'; scripts/check-layers
-	@echo 'lint: bash -n'; for script in scripts/* .ci/run; do bash -n "$$script"; done
+	@echo 'lint: scripts'; scripts/check-scripts
 
 .PHONY: doc
 doc: setup-build ## write the code's documentation, without a warning: target/doc/presence/index.html

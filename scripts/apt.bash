@@ -26,6 +26,7 @@ apt_can_install() {
 # A lock held by an update in the background is waited for. NEEDRESTART_SUSPEND: Ubuntu's needrestart would ask a
 # question.
 apt_run() {
+    # shellcheck disable=SC2154 # the caller sets apt_log
     "${apt_root[@]}" env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 \
         apt-get -q -o DPkg::Lock::Timeout=300 "$@" </dev/null >>"$apt_log" 2>&1
 }
