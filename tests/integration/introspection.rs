@@ -229,6 +229,18 @@ const SETTINGS: [(&str, &str, &str); 12] = [
     ("restart-grace-ms", "30000", "0"),
 ];
 
+/// `redis.conf.example` has a line for each setting, with its default.
+#[test]
+fn the_example_configuration_has_all_settings() {
+    let lines = include_str!("../../redis.conf.example").lines();
+    let found: BTreeMap<_, _> = lines
+        .filter(|line| line.starts_with("presence."))
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, value)| (name.to_string(), value.trim_matches('"').to_string()))
+        .collect();
+    assert_eq!(found, wanted(|row| row.1));
+}
+
 fn settings(c: &mut Conn) -> BTreeMap<String, String> {
     pairs(&c.ok("CONFIG GET presence.*")).into_iter().map(|(k, v)| (k, text(v))).collect()
 }
