@@ -3,13 +3,13 @@
 //! A run is a row of rounds. Each starts servers of its own, lets clients loose on them while faults happen, waits until
 //! everybody has lapsed, and hands what was recorded to the checker; so its memory is bounded however long the run.
 //!
-//! - `plan`     what is done in a round: a pure function of the seed and the number of the round
+//! - `generator` what is done in a round: a pure function of the seed and the number of the round
 //! - `clients`  what clients do, and the reader
 //! - `followers` at each node one who believes what it hears and is told, and must not be misled
 //! - `nodes`    servers, who replicates whom, recorders of what is published
 //! - `proxy`    the network between primaries and replicas, which can be cut
-//! - `faults`   faults as they are done, and the round as a whole
-//! - `observed` what is recorded
+//! - `nemesis`  faults as they are done, and the round as a whole
+//! - `history`  what is recorded
 //! - `checker`  is what was recorded right? A pure function; `checker_test` shows it each kind of fault
 //! - `report`   what a failure prints
 //!
