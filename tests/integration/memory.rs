@@ -765,3 +765,36 @@ fn subscribers_of_all_nodes_get_the_events_of_a_long_call_in_order() {
     assert_eq!(p.stat("events_published"), 2 * USERS as i64);
     assert_eq!(r.stat("events_published"), 0);
 }
+
+/// Leases that are about to end take memory in the order by lease, and give it back when they are renewed.
+/// INFO follows both, whoever did it: the timer, a reader, a renewal.
+#[test]
+fn bytes_used_follows_leases_that_are_about_to_end() {
+    let server = Server::with(&[("presence.lease-ttl-ms", "3600000")]);
+    let mut c = server.connect();
+    let names: Vec<String> = (0..3000).map(|n| format!("user{n}")).collect();
+    let renew = |c: &mut Conn, step: usize, ms: i64| {
+        for (n, name) in names.iter().enumerate().step_by(step) {
+            // Each in a millisecond of its own.
+            c.ok(args!["PRESENCE.ONLINE", "s", name, "PX", ms + n as i64 / 4]);
+        }
+    };
+    // What INFO has beside the space is the expiry queue's, which stays as it is with one space.
+    let beside = |c: &mut Conn| c.stat("bytes_used") - c.int("MEMORY USAGE s");
+    renew(&mut c, 1, 100_000);
+    let before = beside(&mut c);
+    // The timer runs in a pause too, and ends nobody.
+    c.ok("PRESENCE.ONLINE s stays");
+    renew(&mut c, 1, 1500);
+    c.ok("CLIENT PAUSE 60000 WRITE");
+    let full = c.int("MEMORY USAGE s");
+    wait_until("the timer to sort the leases", SOON, || c.int("MEMORY USAGE s") > full + 10_000);
+    wait_until("all to expire", SOON * 2, || c.int("PRESENCE.COUNT s") == 1);
+    within("beside the space, after reads", beside(&mut c), before - 16, before + 16);
+    c.ok("CLIENT UNPAUSE");
+    wait_until("all to leave", SOON, || c.stat("sessions") == 1);
+    renew(&mut c, 1, 900);
+    wait_until("the timer to sort the leases", SOON, || c.stat("sweeps") > 0);
+    renew(&mut c, 1, 200_000);
+    within("beside the space, after renewals", beside(&mut c), before - 16, before + 16);
+}

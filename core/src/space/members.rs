@@ -783,17 +783,20 @@ impl Members {
     }
 
     /// Writes a lease. The order is touched only where the lease is now earlier than it says, or was about
-    /// to end.
-    pub fn set_lease(&mut self, id: u32, lease: Timestamp, lingering: bool) {
+    /// to end. Returns whether that can have changed how much memory the order takes.
+    pub fn set_lease(&mut self, id: u32, lease: Timestamp, lingering: bool) -> bool {
         let lease = Lease::new(lease, lingering);
-        let Some(before) = self.blocks.set_lease(id, lease) else { return };
+        let Some(before) = self.blocks.set_lease(id, lease) else { return false };
         if before.is_ending() {
             self.leave_ending(id, before);
-        } else if lease.until() < before.until() {
+            return true;
+        }
+        if lease.until() < before.until() {
             if let Some(indexes) = &mut self.indexes {
                 indexes.leases.shorten(id, lease, &mut self.blocks);
             }
         }
+        false
     }
 
     /// Replaces a session's metadata. Returns the number that the session has by then.
@@ -868,15 +871,21 @@ impl Members {
         }
     }
 
-    /// Brings the order to `now`: what is asked about that moment is then known.
-    pub fn advance(&mut self, now: Timestamp) {
+    /// Brings the order to `now`: what is asked about that moment is then known. Returns whether sessions
+    /// have moved in the order, which can change how much memory it takes.
+    pub fn advance(&mut self, now: Timestamp) -> bool {
         if self.indexes.is_none() {
-            return;
+            return false;
         }
-        let _ = self.sort_ending(now, &mut || true);
+        let mut has_moved = false;
+        let _ = self.sort_ending(now, &mut || {
+            has_moved = true;
+            true
+        });
         if let Some(indexes) = &mut self.indexes {
             indexes.leases.sum_up(now);
         }
+        has_moved
     }
 
     /// Does in advance what the next moments will need. Gives up, with `Err`, when `may_go_on` says so.

@@ -171,9 +171,10 @@ impl Space {
         self.is_closed() && self.closed_until <= now
     }
 
-    /// Brings the order by lease to `now`. Whoever reads the space calls it first.
-    pub fn advance(&mut self, now: Timestamp) {
-        self.members.advance(now);
+    /// Brings the order by lease to `now`. Whoever reads the space calls it first. Returns whether that can
+    /// have changed how much memory the space takes.
+    pub fn advance(&mut self, now: Timestamp) -> bool {
+        self.members.advance(now)
     }
 
     /// Users online and live sessions at `now`, to which the space has been advanced. Takes constant time,
@@ -440,9 +441,9 @@ impl Space {
         lease: Timestamp,
         lingering: bool,
         sink: &mut S,
-    ) {
-        self.members.set_lease(id, lease, lingering);
+    ) -> bool {
         sink.effect(&Effect::Lease { user, session, lease, lingering });
+        self.members.set_lease(id, lease, lingering)
     }
 
     fn update_meta<S: Sink>(&mut self, at: ChangeCtx, id: u32, meta: Text, sink: &mut S) {
@@ -611,20 +612,18 @@ impl Space {
     }
 
     /// Renews the lease of a session that is live, if that is all there is to do and nobody is to be
-    /// told: the most frequent case of [`Self::online`], which comes to the same. Returns whether it was so.
+    /// told: the most frequent case of [`Self::online`], which comes to the same. Returns none where it was not
+    /// so, else whether that can have changed how much memory the space takes.
     pub fn renew(
         &mut self,
         now: Timestamp,
         lookup: &Lookup,
         who: (&str, &str),
         lease: Timestamp,
-    ) -> bool {
+    ) -> Option<bool> {
         // A closed space has no sessions.
-        let live = self.live(lookup, who, now);
-        live.is_some_and(|id| {
-            self.set_lease(id, who, lease, false, &mut NullSink);
-            true
-        })
+        let id = self.live(lookup, who, now)?;
+        Some(self.set_lease(id, who, lease, false, &mut NullSink))
     }
 
     /// Says that one session is alive until `lease`. Returns how many users came online (0 or
@@ -714,7 +713,9 @@ impl Space {
         let mut left_out = Vec::new();
         for (position, (who, id)) in sessions.iter().zip(found).enumerate() {
             match id {
-                Some(id) => self.set_lease(id, *who, lease, false, sink),
+                Some(id) => {
+                    self.set_lease(id, *who, lease, false, sink);
+                }
                 None => left_out.push(position),
             }
         }
@@ -756,7 +757,9 @@ impl Space {
                 self.live(&Lookup::default(), (user, session), at.now)
             };
             match place {
-                Some(id) => self.set_lease(id, (user, session), lease, false, sink),
+                Some(id) => {
+                    self.set_lease(id, (user, session), lease, false, sink);
+                }
                 None => {
                     let lookup = self.members.lookup(user.as_bytes(), prefetch);
                     let came = self.come(at, &lookup, (user, session), lease, None, sink);

@@ -266,7 +266,9 @@ impl SpaceReadGuard {
         let now = clock.now();
         // A closed space whose time is over is not there, whether or not a sweep has seen to it.
         let is_over = value.space.is_closed() && value.space.is_over(now);
-        value.space.advance(now);
+        if value.space.advance(now) {
+            value.count();
+        }
         Ok((!is_over).then_some(SpaceReadGuard { held, _key: key }))
     }
 }
@@ -408,11 +410,12 @@ impl<'a> SpaceWriteGuard<'a> {
     /// [`Self::commit`] come to, for less. Returns false, and has done nothing, where it is not so.
     pub fn renew(&mut self, lookup: &Lookup, who: (&str, &str), lease: u64) -> bool {
         let now = self.clock.now();
-        if !propagation_targets::are_none()
-            || self.owes_grace()
-            || !self.space().renew(now, lookup, who, lease)
-        {
+        if !propagation_targets::are_none() || self.owes_grace() {
             return false;
+        }
+        let Some(is_resized) = self.space().renew(now, lookup, who, lease) else { return false };
+        if is_resized {
+            self.held().count();
         }
         stats::RENEWALS.add(1);
         self.ctx.replicate_verbatim();
@@ -494,9 +497,7 @@ impl<'a> SpaceWriteGuard<'a> {
         change_set.publish();
         let changed = change_set.has_events() || change_set.is_replaying();
         let (db, name) = (self.db, self.name);
-        if !change_set.is_renewal() {
-            self.held().count();
-        }
+        self.held().count();
         if change_set.has_events() {
             // It has begun its new line, if one was due, or whoever decides has not asked for it.
             self.held().seen.set_line_due(false);
