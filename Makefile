@@ -221,7 +221,7 @@ clean: ## remove what was built and what `make run` left (./engines stays)
 
 # The other folders. make would take their names for files that are up to date, and do nothing.
 meant-tests := 'make test' runs the tests
-meant-docs := 'make doc' writes the code documentation, README.md is the manual
+meant-docs := 'make doc' writes the code documentation, docs/ is the manual: README.md has its index
 meant-benches := 'make bench' measures everything, 'make bench-quick' in two minutes
 meant-src := 'make build' builds the module
 FOLDERS := $(filter-out run gateway engines examples, $(patsubst %/,%,$(wildcard */)))

@@ -1321,7 +1321,7 @@ fn redirections(cluster: &Cluster) -> u64 {
     cluster.nodes.iter().map(count).sum()
 }
 
-/// With what README.md says about each library, every command goes to the right node at once.
+/// With what docs/guides.md says about each library, every command goes to the right node at once.
 #[test]
 fn node_libraries_find_the_node_of_a_space() {
     let Some((node, script)) = Language::Node.script("node/test/routing.cjs") else { return };

@@ -675,13 +675,13 @@ fn contacts_in_node() {
 
 /// A space where nothing happens is no dead server, also with the timeouts that clients have by default.
 #[test]
-fn the_worker_of_the_readme_waits_on_a_quiet_space() {
-    let Some(program) = Language::Python.script("python/test/readme_worker.py") else { return };
+fn the_worker_of_the_docs_waits_on_a_quiet_space() {
+    let Some(program) = Language::Python.script("python/test/docs_worker.py") else { return };
     let server = Server::start();
     let mut c = server.connect();
     c.ok("PRESENCE.ONLINE lobby alice EX 600");
-    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
-    let mut worker = Program::run(&program, &server, &[readme, "lobby"]);
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/events.md");
+    let mut worker = Program::run(&program, &server, &[page, "lobby"]);
     let asked = |c: &mut Conn| {
         let stats = c.info("commandstats");
         let calls = stats.get("cmdstat_presence.events").and_then(|s| s.split(['=', ',']).nth(1));

@@ -218,7 +218,7 @@ fn load(
 // ---------------------------------------------------------------------------------------------------------------------
 // Clients that follow
 
-/// Follows the spaces at one server as the README says: subscribes, catches up by EVENTS AFTER, drops what it has. (When
+/// Follows the spaces at one server as docs/events.md says: subscribes, catches up by EVENTS AFTER, drops what it has. (When
 /// Sentinel tells a server to follow another or nobody, it ends the connections of all its clients.)
 struct Follower(Arc<Following>);
 

@@ -28,6 +28,7 @@ mod key_lifecycle;
 mod leases;
 mod lines;
 mod main_thread;
+mod manual;
 mod memory;
 mod messages;
 mod moves;

@@ -1,8 +1,10 @@
-//! The tour of README.md, as the text stands there, with a subscriber beside it; and what `make run` prints.
+//! The commands of README.md and the tour of docs/quickstart.md, as the text stands there, with a subscriber beside
+//! them.
 
 use crate::harness::*;
 
 const README: &str = include_str!("../../README.md");
+const QUICKSTART: &str = include_str!("../../docs/quickstart.md");
 
 /// The words of a line as redis-cli splits it, for the quotes that the tour uses.
 pub fn words(line: &str) -> Vec<String> {
@@ -15,10 +17,13 @@ pub fn words(line: &str) -> Vec<String> {
         .collect()
 }
 
-/// The part of README.md under this heading.
-fn section(heading: &str) -> &str {
-    let (_, rest) = README.split_once(heading).unwrap();
-    rest.split("\n## ").next().unwrap()
+/// The blocks of code of this page, from one heading to the next.
+fn blocks(page: &'static str, heading: &str) -> Vec<&'static str> {
+    let (_, rest) = page.split_once(heading).unwrap();
+    let section = rest.split("\n## ").next().unwrap();
+    // What stands between fences: "```", or "```console".
+    let fenced = section.split("```").skip(1).step_by(2);
+    fenced.map(|block| block.split_once('\n').unwrap().1).collect()
 }
 
 /// What was shown with ids and times replaced, which differ in each run.
@@ -59,43 +64,63 @@ fn shown(reply: &Value, indent: usize) -> String {
     }
 }
 
-#[test]
-fn the_tour_is_true() {
-    let tour = section("## Five minutes\n");
-    // What stands between fences: "```", or "```console".
-    let fenced = tour.split("```").skip(1).step_by(2);
-    let blocks: Vec<&str> = fenced.map(|block| block.split_once('\n').unwrap().1).collect();
-    let server = Server::start();
-    let mut c = server.connect();
-    let mut sub = server.subscribe(&["presence:lobby"]);
-    // Each command and its reply. Nothing that is said so far may depend on how quickly the reader types.
-    let mut dave = 0;
+/// Sends the commands that the blocks show, and compares the replies. Returns how many there were.
+fn replay(c: &mut Conn, blocks: &[&str], mut before: impl FnMut(&mut Conn, &str)) -> usize {
     let mut commands = 0;
     for block in blocks.iter().filter(|block| block.starts_with("> ")) {
         for step in block.strip_prefix("> ").unwrap().split("\n> ") {
             let (line, reply) = step.split_once('\n').unwrap();
-            if line.contains(" dave ") {
-                let lobby = Space::parse(&c.ok("PRESENCE.SPACE lobby WITHSESSIONS"));
-                let leases = lobby.members.iter().flat_map(|(_, sessions)| sessions);
-                for session in leases {
-                    assert!(session.expires_at > now_ms() + 50 * 60_000, "{session:?}");
-                }
-                dave = now_ms();
-            }
+            before(c, line);
             let got = shown(&c.ok(words(line)), 0);
             assert_eq!(without_times(&got), without_times(reply.trim_end()), "{line}");
             commands += 1;
         }
     }
-    assert!(commands >= 10 && dave > 0, "the tour was not found");
+    commands
+}
 
-    // The events, the last of them without a command.
+/// Compares the last block with the events that came, and returns the last event.
+fn compare_events(sub: &mut Subscriber, blocks: &[&str]) -> Event {
     let wanted: Vec<&str> = blocks.last().unwrap().lines().collect();
     let events = sub.events(wanted.len(), ms(10_000));
     for (event, wanted) in events.iter().zip(&wanted) {
         assert_eq!(without_times(&event.raw), without_times(wanted));
     }
-    let last = events.last().unwrap();
+    events.into_iter().last().unwrap()
+}
+
+#[test]
+fn the_commands_of_the_readme_are_true() {
+    let blocks = blocks(README, "# redis-presence\n");
+    let server = Server::start();
+    let mut sub = server.subscribe(&["presence:lobby"]);
+    let commands = replay(&mut server.connect(), &blocks, |_, _| ());
+    assert!(commands >= 5, "the commands were not found");
+    assert_eq!(compare_events(&mut sub, &blocks).brief(), "leave bob (offline)");
+    sub.expect_none_for(ms(100));
+}
+
+#[test]
+fn the_tour_is_true() {
+    let blocks = blocks(QUICKSTART, "## The tour\n");
+    let server = Server::start();
+    let mut sub = server.subscribe(&["presence:lobby"]);
+    // Nothing that is said before dave's lease may depend on how quickly the reader types.
+    let mut dave = 0;
+    let commands = replay(&mut server.connect(), &blocks, |c, line| {
+        if line.contains(" dave ") {
+            let lobby = Space::parse(&c.ok("PRESENCE.SPACE lobby WITHSESSIONS"));
+            let leases = lobby.members.iter().flat_map(|(_, sessions)| sessions);
+            for session in leases {
+                assert!(session.expires_at > now_ms() + 50 * 60_000, "{session:?}");
+            }
+            dave = now_ms();
+        }
+    });
+    assert!(commands >= 10 && dave > 0, "the tour was not found");
+
+    // The events, the last of them without a command.
+    let last = compare_events(&mut sub, &blocks);
     assert_eq!(last.brief(), "leave dave (timeout)");
     within("dave's leave", last.arrived, dave + 5000, dave + 6500);
     sub.expect_none_for(ms(300));

@@ -2,7 +2,7 @@
 
 use crate::harness::*;
 
-/// As README says: space and user of 10 bytes, sessions of 36.
+/// As docs/operations.md says: space and user of 10 bytes, sessions of 36.
 const SPACE: &str = "room:00042";
 /// So many sessions, and so many calls in a MULTI.
 const USERS: usize = 100;
@@ -24,7 +24,7 @@ fn bytes(c: &mut Conn, commands: &[Vec<Vec<u8>>]) -> f64 {
     bytes as f64 / (c.stat("renewals") - renewals) as f64
 }
 
-/// The table of README's part on replicas is what is measured here. Run with --nocapture to see it.
+/// The table in docs/operations.md is what is measured here. Run with --nocapture to see it.
 #[test]
 fn bytes_of_a_renewal() {
     // No PINGs in the stream.
@@ -57,7 +57,7 @@ fn bytes_of_a_renewal() {
     }
     println!("{table}");
     assert!(linked(&mut r), "the replica has been lost meanwhile");
-    let readme =
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    assert!(readme.contains(&table), "README says something else than:\n{table}");
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
+    let text = std::fs::read_to_string(page).unwrap();
+    assert!(text.contains(&table), "{page} says something else than:\n{table}");
 }

@@ -6,7 +6,7 @@
 //! from one to the next. Folded, a log says when each session was there. Each user is written by one client, one command after the
 //! other, so the answers say between which moments each session's lease ends; the two must agree.
 //!
-//! What may be lost is what README says. Where a server comes back from its append-only file, is reloaded or hands over
+//! What may be lost is what docs/operations.md says. Where a server comes back from its append-only file, is reloaded or hands over
 //! by FAILOVER: nothing. Where a replica is promoted: a tail of what happened, but nothing before a write that a WAIT
 //! has covered. What is lost of a lease then shows in the first reading of the new era, which must be a lease that was
 //! given, or the end of the grace; from there on everything is exact again. And no id is given to two events, whatever is

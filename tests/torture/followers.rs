@@ -1,4 +1,4 @@
-//! Followers: at each node one that knows who is online in each space, by the recipe of README.
+//! Followers: at each node one that knows who is online in each space, by the recipe of docs/events.md.
 //!
 //! Snapshot, then the events that are published; `EVENTS … AFTER` where an event is not the next one of the same epoch,
 //! after each reconnect, and now and then. What one believes must fit each event that it applies, and whenever nothing

@@ -1,4 +1,4 @@
-// For tests/integration/examples.rs: brings a user online in 60 spaces of a cluster, by the way that README.md
+// For tests/integration/examples.rs: brings a user online in 60 spaces of a cluster, by the way that docs/guides.md
 // describes for a library. Prints how many calls succeeded.
 //
 //     node routing.cjs ioredis|iovalkey|redis PORT

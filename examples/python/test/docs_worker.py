@@ -1,6 +1,6 @@
-"""For tests/integration/examples.rs: runs the worker of README.md and prints each event that it applies.
+"""For tests/integration/examples.rs: runs the worker of docs/events.md and prints each event that it applies.
 
-    python3 readme_worker.py README.md SPACE redis://127.0.0.1:6379
+    python3 docs_worker.py docs/events.md SPACE redis://127.0.0.1:6379
 
 The client has a timeout of 3 s, the default of go-redis (that of redis-py 8 is 5 s), and makes no second attempt that
 would hide a timeout.
@@ -13,9 +13,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-readme, space, url = sys.argv[1:]
+page, space, url = sys.argv[1:]
 code = {}
-for block in re.findall(r"```python\n(.*?)```", open(readme, encoding="utf-8").read(), re.DOTALL):
+for block in re.findall(r"```python\n(.*?)```", open(page, encoding="utf-8").read(), re.DOTALL):
     exec(block, code)
 
 apply = code["apply"]
