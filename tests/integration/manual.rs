@@ -189,29 +189,45 @@ fn tokens(reply: &Value) -> Vec<String> {
     tokens
 }
 
-/// Each setting is in the table of docs/configuration.md and in redis.conf.example, with its default.
+/// Each setting is in the table of docs/configuration.md with its default, and nothing else is.
 #[test]
 fn every_setting_is_in_the_manual() {
     let server = Server::start();
-    let (table, example) = (page("docs/configuration.md"), page("redis.conf.example"));
-    let settings = pairs(&server.connect().ok("CONFIG GET presence.*"))
+    let real: BTreeMap<String, String> = pairs(&server.connect().ok("CONFIG GET presence.*"))
         .into_iter()
-        .map(|(name, value)| (name, text(value)))
-        .collect::<Vec<_>>();
-    assert!(settings.len() >= 12, "{settings:?}");
-    for (full, value) in settings {
-        let name = full.strip_prefix("presence.").unwrap();
-        let row = table.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
-        let Some(row) = row else { panic!("docs/configuration.md has no row for {name}") };
-        let default = row.split('|').nth(2).unwrap().trim().trim_matches('`');
-        assert_eq!(default, value, "docs/configuration.md: {name}");
-        let line = example.lines().find(|line| line.starts_with(&format!("{full} ")));
-        let Some(line) = line else { panic!("redis.conf.example does not set {full}") };
-        assert_eq!(
-            line[full.len()..].trim().trim_matches('"'),
-            value,
-            "redis.conf.example: {full}"
-        );
+        .map(|(name, value)| (name.strip_prefix("presence.").unwrap().to_string(), text(value)))
+        .collect();
+    let table = page("docs/configuration.md");
+    let rows =
+        table.lines().filter(|line| line.starts_with("| `") && !line.contains("`presence.`"));
+    let listed: BTreeMap<String, String> = rows
+        .map(|row| {
+            let cells: Vec<&str> =
+                row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
+            (cells[1].to_string(), cells[2].to_string())
+        })
+        .collect();
+    assert_eq!(listed, real);
+}
+
+/// Each name of a test in docs/concepts.md is a function of a test.
+#[test]
+fn every_promise_has_its_tests() {
+    let concepts = page("docs/concepts.md");
+    let (_, promises) = concepts.split_once("\n## What is promised\n").unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let code: String = files.filter_map(|path| std::fs::read_to_string(path).ok()).collect();
+    let rows: Vec<&str> = promises
+        .lines()
+        .filter(|row| row.starts_with("| ") && row[2..].starts_with(|c: char| c.is_ascii_digit()))
+        .collect();
+    assert!(rows.len() >= 10, "{rows:?}");
+    for row in rows {
+        let tests = row.trim_end_matches(['|', ' ']).rsplit('|').next().unwrap();
+        for name in tests.split(',').map(|name| name.trim().trim_matches('`')) {
+            assert!(code.contains(&format!("#[test]\nfn {name}()")), "there is no test {name}");
+        }
     }
 }
 
