@@ -41,9 +41,9 @@ fn bytes_of_a_renewal() {
     all.extend((0..USERS).flat_map(|i| [user(i).into_bytes(), session(i).into_bytes()]));
     all.extend(args!["EX", 3600]);
     let ways = [
-        ("one session a call", (0..USERS).map(one).collect::<Vec<_>>()),
-        ("one unnamed session a call", (0..USERS).map(unnamed).collect()),
-        ("100 sessions a call", vec![all; USERS]),
+        ("one session per call", (0..USERS).map(one).collect::<Vec<_>>()),
+        ("one unnamed session per call", (0..USERS).map(unnamed).collect()),
+        ("100 sessions per call", vec![all; USERS]),
     ];
 
     for (_, joins) in &ways {
