@@ -15,7 +15,7 @@ pub struct Apply;
 impl Command for Apply {
     const SPEC: Spec = Spec {
         name: "presence._apply",
-        summary: "Internal: does to a space what another node has decided. Not for clients.",
+        summary: "Internal: applies to a space what another node has decided. Not for clients.",
         complexity: "O(N), N being the effects in the batch.",
         since: "0.1.0",
         arity: 3,

@@ -12,7 +12,7 @@ pub struct Close;
 impl Command for Close {
     const SPEC: Spec = Spec {
         name: "presence.close",
-        summary: "Ends a space: everybody is gone, and for a time nobody can come back.",
+        summary: "Ends a space: all sessions end, and no session can begin for a time.",
         complexity: "O(N), N being the sessions of the space.",
         since: "0.1.0",
         arity: -2,

@@ -9,7 +9,7 @@ pub struct Count;
 impl Command for Count {
     const SPEC: Spec = Spec {
         name: "presence.count",
-        summary: "Tells how many users are online in a space, or how many sessions are live.",
+        summary: "Returns the number of users who are online in a space, or of live sessions.",
         complexity: "O(1)",
         since: "0.1.0",
         arity: -2,

@@ -15,8 +15,7 @@ pub struct Events;
 impl Command for Events {
     const SPEC: Spec = Spec {
         name: "presence.events",
-        summary:
-            "Tells the events of a space after an id, and waits for the next if there is none.",
+        summary: "Returns the events of a space after an id, and waits for the next one if there is none.",
         complexity: "O(N), N being the events returned.",
         since: "0.1.0",
         arity: -2,

@@ -13,7 +13,7 @@ pub struct Offline;
 impl Command for Offline {
     const SPEC: Spec = Spec {
         name: "presence.offline",
-        summary: "Ends sessions of users, or cuts their leases to a time to linger.",
+        summary: "Ends sessions of users, or shortens their leases to a linger time.",
         complexity: "O(log N) for each session that ends, N being the sessions of the space.",
         since: "0.1.0",
         arity: -3,

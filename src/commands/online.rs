@@ -34,7 +34,7 @@ const TIMES: [ArgSpec; 4] = [
 impl Command for Online {
     const SPEC: Spec = Spec {
         name: "presence.online",
-        summary: "Says that sessions of users are alive: creates them or renews their leases.",
+        summary: "Creates sessions of users, or renews their leases.",
         complexity: "O(1) for each session.",
         since: "0.1.0",
         arity: -3,

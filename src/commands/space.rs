@@ -16,7 +16,7 @@ pub struct Space;
 impl Command for Space {
     const SPEC: Spec = Spec {
         name: "presence.space",
-        summary: "Lists the users who are online in a space, with the id of its last event.",
+        summary: "Returns the users who are online in a space, and the id of its last event.",
         complexity: "O(N), N being the users returned, or their sessions with WITHSESSIONS.",
         since: "0.1.0",
         arity: -2,

@@ -11,7 +11,7 @@ pub struct Status;
 impl Command for Status {
     const SPEC: Spec = Spec {
         name: "presence.status",
-        summary: "Tells how many live sessions each of the users has; 0 is offline.",
+        summary: "Returns the number of live sessions of each user.",
         complexity: "O(1) for each user.",
         since: "0.1.0",
         arity: -3,

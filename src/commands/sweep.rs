@@ -10,7 +10,7 @@ pub struct Sweep;
 impl Command for Sweep {
     const SPEC: Spec = Spec {
         name: "presence._sweep",
-        summary: "Internal: ends the sessions of a space whose leases are over. Needs no calling.",
+        summary: "Internal: ends the expired sessions of a space. Not for clients.",
         complexity: "O(log N) for each session that ends, N being the sessions of the space.",
         since: "0.1.0",
         arity: 2,

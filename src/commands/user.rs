@@ -10,7 +10,7 @@ pub struct User;
 impl Command for User {
     const SPEC: Spec = Spec {
         name: "presence.user",
-        summary: "Tells of one user: since when online, and with which sessions.",
+        summary: "Returns the live sessions of a user, and since when the user is online.",
         complexity: "O(N), N being the user's sessions.",
         since: "0.1.0",
         arity: 3,
