@@ -5,7 +5,7 @@
 use allocation_counter::measure;
 use presence_core::codec;
 use presence_core::space::{
-    ChangeCtx, Condition, Limits, Lookup, MetaChange, NullSink, Retention, Space,
+    ChangeCtx, Condition, Limits, Lookup, MetaChange, NullSink, OnlineRequest, Retention, Space,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -42,7 +42,13 @@ fn online(space: &mut Space, user: &str, session: &str, lease: u64, meta: MetaCh
     space.enter(&mut lookup, who.0.as_bytes(), |_| {});
     space.follow(&mut lookup, |_| {});
     space
-        .online(at(1), &lookup, who, lease, meta, Condition::Always, |_| true, &mut NullSink)
+        .online(
+            at(1),
+            &lookup,
+            OnlineRequest { who, lease, meta, condition: Condition::Always },
+            |_| true,
+            &mut NullSink,
+        )
         .unwrap();
 }
 
@@ -252,7 +258,13 @@ fn a_clock_that_goes_back_changes_nothing_about_a_user() {
                 let (lookup, who) = (Lookup::default(), (user, session));
                 let (keep, always) = (MetaChange::Keep, Condition::Always);
                 space
-                    .online(at(now), &lookup, who, LEASE, keep, always, |_| true, &mut NullSink)
+                    .online(
+                        at(now),
+                        &lookup,
+                        OnlineRequest { who, lease: LEASE, meta: keep, condition: always },
+                        |_| true,
+                        &mut NullSink,
+                    )
                     .unwrap();
             };
             come("a", "1", 100);

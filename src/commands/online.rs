@@ -9,7 +9,7 @@ use crate::server::keyspace::prefetch_cache;
 use crate::server::module::call::Call;
 use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
 use crate::server::module::config;
-use presence_core::space::{ChangeCtx, Condition, MetaChange};
+use presence_core::space::{ChangeCtx, Condition, MetaChange, OnlineRequest};
 use std::cell::Cell;
 
 pub struct Online;
@@ -134,10 +134,7 @@ impl Command for Online {
                 let came_online = space.online(
                     at,
                     &lookup,
-                    who,
-                    lease,
-                    meta,
-                    condition,
+                    OnlineRequest { who, lease, meta, condition },
                     has_memory,
                     &mut change_set,
                 );

@@ -103,6 +103,17 @@ pub enum MetaChange<'a> {
     To(Text<'a>),
 }
 
+/// What [`Space::online`] is to do with one session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnlineRequest<'a> {
+    /// The user and the session; the unnamed session is the empty string.
+    pub who: (&'a str, &'a str),
+    /// Until when the session is live.
+    pub lease: Timestamp,
+    pub meta: MetaChange<'a>,
+    pub condition: Condition,
+}
+
 /// What a sweep of a space has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SweepProgress {
@@ -630,18 +641,15 @@ impl Space {
     /// 1), or none where the condition was not met. `has_memory` is asked for a new session and for
     /// metadata that is longer than before: whether about so many bytes more may be taken.
     /// `lookup` is the user's, since when nothing has changed.
-    #[allow(clippy::too_many_arguments)]
     pub fn online<S: Sink>(
         &mut self,
         at: ChangeCtx,
         lookup: &Lookup,
-        (user, session): (&str, &str),
-        lease: Timestamp,
-        meta: MetaChange,
-        condition: Condition,
+        request: OnlineRequest<'_>,
         has_memory: impl FnOnce(usize) -> bool,
         sink: &mut S,
     ) -> Result<Option<usize>, OnlineError> {
+        let OnlineRequest { who: (user, session), lease, meta, condition } = request;
         if self.is_closed() {
             return Err(OnlineError::Closed);
         }

@@ -47,6 +47,11 @@ fn who() -> impl Strategy<Value = (usize, usize)> {
     (0..12usize, 0..4usize)
 }
 
+/// A request for a session that is not to change in another way than by its lease.
+fn always<'a>(who: (&'a str, &'a str), lease: u64) -> OnlineRequest<'a> {
+    OnlineRequest { who, lease, meta: MetaChange::Keep, condition: Condition::Always }
+}
+
 /// Leases that end soon, and leases that end after the time that is looked ahead.
 fn ttl() -> impl Strategy<Value = u64> {
     prop_oneof![5 => 1..50u64, 1 => 900..2500u64]
@@ -416,7 +421,7 @@ proptest! {
                         _ => Condition::Always,
                     };
                     let lookup = cached(&space, &mut layout, user.as_bytes());
-                    let reply = space.online(at, &lookup, (&user, &session), now + ttl, change, condition, |_| true, &mut heard);
+                    let reply = space.online(at, &lookup, OnlineRequest { who: (&user, &session), lease: now + ttl, meta: change, condition }, |_| true, &mut heard);
                     let live = model.sessions.get(&key).is_some_and(|state| state.lease > now);
                     let of_user = model.sessions.iter()
                         .filter(|((other, _), state)| *other == user && state.lease > now).count();
@@ -591,16 +596,7 @@ fn a_renewal_moves_nothing_and_memory_stays() {
     for name in &names {
         let at = ChangeCtx { space: b"s", now: 1, limits };
         space
-            .online(
-                at,
-                &Lookup::default(),
-                (name, ""),
-                30_000,
-                MetaChange::Keep,
-                Condition::Always,
-                |_| true,
-                &mut NullSink,
-            )
+            .online(at, &Lookup::default(), always((name, ""), 30_000), |_| true, &mut NullSink)
             .unwrap();
     }
     let before = space.heap_bytes();
@@ -609,16 +605,7 @@ fn a_renewal_moves_nothing_and_memory_stays() {
             let at = ChangeCtx { space: b"s", now, limits };
             let lease = 30_000 + now;
             space
-                .online(
-                    at,
-                    &Lookup::default(),
-                    (name, ""),
-                    lease,
-                    MetaChange::Keep,
-                    Condition::Always,
-                    |_| false,
-                    &mut NullSink,
-                )
+                .online(at, &Lookup::default(), always((name, ""), lease), |_| false, &mut NullSink)
                 .unwrap();
         }
     }

@@ -84,7 +84,9 @@ impl CachedLayout {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use presence_core::space::{ChangeCtx, Condition, Limits, MetaChange, NullSink, Retention};
+    use presence_core::space::{
+        ChangeCtx, Condition, Limits, MetaChange, NullSink, OnlineRequest, Retention,
+    };
 
     fn is_foreseen(db: i32, name: &[u8], value: *const u8, space: &Space) -> bool {
         look_ahead(db, name, b"alice").1.compare(value, space)
@@ -116,8 +118,9 @@ mod tests {
             let at = ChangeCtx { space: b"s", now: 1, limits };
             let lookup = Lookup::default();
             let (always, keep) = (Condition::Always, MetaChange::Keep);
-            let came =
-                space.online(at, &lookup, (&user, ""), 9, keep, always, |_| true, &mut NullSink);
+            let request =
+                OnlineRequest { who: (&user, ""), lease: 9, meta: keep, condition: always };
+            let came = space.online(at, &lookup, request, |_| true, &mut NullSink);
             assert!(came.is_ok_and(|came| came == Some(1)));
             right += usize::from(is_foreseen(0, b"s", std::ptr::null(), &space));
             assert!(is_foreseen(0, b"s", std::ptr::null(), &space));
