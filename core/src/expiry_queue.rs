@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Ends each block: there may be zeroes behind it.
 const END: u8 = 1;
 
-/// Where in the order by time a space is heap_slot.
+/// Where in the order by time a space is.
 type Place = u32;
 
 /// A block each: a space's name and [`END`].
@@ -210,7 +210,7 @@ impl ExpiryQueue {
         self.update_head(at);
     }
 
-    /// The moment under which a space is heap_slot.
+    /// The moment under which a space is stored.
     pub fn due_of(&self, db: i32, name: &[u8]) -> Option<Timestamp> {
         let queue = self.queue_at(db)?;
         queue.due_of(queue.find(name)?)

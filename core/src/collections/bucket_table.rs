@@ -128,20 +128,20 @@ impl BucketTable {
         self.lines.get(line).map_or(&[], |line| &line.tags)
     }
 
-    /// A number of a line that is most probably the one heap slot under `hash`, if anything is.
+    /// A number of a line that is most probably the one stored under `hash`, if anything is.
     pub fn guess_at(&self, line: usize, hash: u64) -> Option<u32> {
         let line = self.lines.get(line)?;
         let same = same_as(&line.tags, tag(hash));
         line.ids.get(same.trailing_zeros() as usize / 8).copied()
     }
 
-    /// The number heap slot under `hash` of which `is` says that it is the one.
+    /// The number stored under `hash` of which `is` says that it is the one.
     pub fn find(&self, hash: u64, skip: u32, is: impl FnMut(u32) -> bool) -> Option<u32> {
         let (line, place) = self.place(hash, skip, is)?;
         self.lines.get(line)?.ids.get(place).copied()
     }
 
-    /// Files a number. `hash_again` gives the hash of any heap slot number.
+    /// Files a number. `hash_again` gives the hash of any stored number.
     pub fn insert(&mut self, hash: u64, skip: u32, id: u32, hash_again: impl Fn(u32) -> u64) {
         // Nine of ten places: a search of what is there looks at 1.1 lines on the average.
         if (self.len + 1) * 10 > self.lines.len() * WIDTH * 9 {
@@ -167,7 +167,7 @@ impl BucketTable {
         }
     }
 
-    /// Takes out the number heap slot under `hash` of which `is` says that it is the one.
+    /// Takes out the number stored under `hash` of which `is` says that it is the one.
     pub fn remove(
         &mut self,
         hash: u64,
@@ -194,7 +194,7 @@ impl BucketTable {
         Some(id)
     }
 
-    /// Replaces one heap slot number by another of the same hash.
+    /// Replaces one stored number by another of the same hash.
     pub fn replace(&mut self, hash: u64, skip: u32, old: u32, new: u32) {
         if let Some((line, place)) = self.place(hash, skip, |id| id == old) {
             if let Some(id) = self.lines.get_mut(line).and_then(|line| line.ids.get_mut(place)) {

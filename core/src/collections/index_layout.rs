@@ -7,7 +7,7 @@ use super::non_empty::NonEmpty;
 /// Where a table begins, and how many lines it has.
 type Lines = (*const u8, usize);
 
-/// For each time that it is found wrong a index layout may look at so many tables: who sees to it that it is
+/// For each time that it is found wrong an index layout may look at so many tables: who sees to it that it is
 /// wrong again and again has it look at no more.
 const TABLES_A_TIME: usize = 16;
 

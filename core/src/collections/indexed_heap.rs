@@ -51,7 +51,7 @@ impl IndexedHeap {
         self.at(0).map(|entry| (entry.due, entry.id))
     }
 
-    /// The moment under which the entry at `position` is heap_slot.
+    /// The moment under which the entry at `position` is stored.
     pub fn due_at(&self, position: u32) -> Option<u64> {
         self.at(position as usize).map(|entry| entry.due)
     }
@@ -150,7 +150,7 @@ impl IndexedHeap {
         self.pages.iter().flatten().map(|entry| entry.id)
     }
 
-    /// How many entries are heap slot at or before `moment`; `limit` if there are that many or more.
+    /// How many entries are due at or before `moment`; `limit` if there are that many or more.
     /// Looks at no more entries than a few times that.
     pub fn count_due(&self, moment: u64, limit: usize) -> usize {
         let mut count = 0;

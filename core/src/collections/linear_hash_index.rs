@@ -41,7 +41,7 @@ pub struct Place {
     pub line: usize,
 }
 
-/// Numbers, each heap slot under the hash of something the owner can compare.
+/// Numbers, each stored under the hash of something the owner can compare.
 #[derive(Clone, Default)]
 pub struct LinearHashIndex {
     tables: NonEmpty<BucketTable>,
@@ -77,7 +77,7 @@ impl LinearHashIndex {
         self.tables.get(at)?.find(hash, skip, is)
     }
 
-    /// Where the search for a hash begins, as long as nothing is heap slot or taken out.
+    /// Where the search for a hash begins, as long as nothing is stored or taken out.
     pub fn place(&self, hash: u64) -> Place {
         let (table, skip) = self.table_of(hash);
         let line = self.tables.get(table).map_or(0, |table| table.home(hash, skip));
@@ -89,12 +89,12 @@ impl LinearHashIndex {
         self.tables.get(place.table).map_or(&[], |table| table.tags_at(place.line))
     }
 
-    /// A number that is most probably the one heap slot under the hash, if anything is.
+    /// A number that is most probably the one stored under the hash, if anything is.
     pub fn guess(&self, place: Place) -> Option<u32> {
         self.tables.get(place.table)?.guess_at(place.line, place.hash)
     }
 
-    /// Files `id`, which must not be there yet. `hash_again` gives the hash of any heap slot number.
+    /// Files `id`, which must not be there yet. `hash_again` gives the hash of any stored number.
     pub fn insert(&mut self, hash: u64, id: u32, hash_again: impl Fn(u32) -> u64) {
         if self.len >= self.tables.len() * SPLIT_ABOVE {
             self.split(&hash_again);
@@ -113,7 +113,7 @@ impl LinearHashIndex {
         }
     }
 
-    /// Takes out the number heap slot under `hash` of which `is` says that it is the one.
+    /// Takes out the number stored under `hash` of which `is` says that it is the one.
     pub fn remove(
         &mut self,
         hash: u64,
@@ -135,7 +135,7 @@ impl LinearHashIndex {
         Some(id)
     }
 
-    /// Replaces one heap slot number by another of the same hash.
+    /// Replaces one stored number by another of the same hash.
     pub fn replace(&mut self, hash: u64, old: u32, new: u32) {
         let (at, skip) = self.table_of(hash);
         if let Some(table) = self.tables.get_mut(at) {
@@ -174,7 +174,7 @@ impl LinearHashIndex {
         }
     }
 
-    /// What is heap slot under the next hashes from `from` on, with its hash, in order: some entries,
+    /// What is stored under the next hashes from `from` on, with its hash, in order: some entries,
     /// or none where nothing is near. And from where to go on; none at the end.
     pub fn next(
         &self,

@@ -30,7 +30,7 @@ impl NameHash {
         NameHash { first: hash.h1, rest: hash.h2 }
     }
 
-    /// The part of it by which names are heap_slot: [`hash_of`] the name.
+    /// The part of it by which names are indexed: [`hash_of`] the name.
     pub fn first(self) -> u64 {
         self.first
     }

@@ -3,7 +3,7 @@
 //! ```text
 //! 0                   8             14       16          18
 //! lease u64           joined_at u48 user u16 session u16 | since u64 | user | session | late u16 | meta u32 | meta
-//! group u32 heap slot u32
+//! group u32 heap_slot u32
 //! ```
 //!
 //! Integers are little endian. The low bits of `user` and `session` are lengths in bytes, and the high
@@ -39,7 +39,7 @@ const SINCE: u16 = 1 << 11;
 
 const JOINED_BITS: u32 = 48;
 
-/// No group, or not heap_slot.
+/// No group, or not in a heap.
 pub const NONE: u32 = u32::MAX;
 
 /// Until when a session is live, and whether it was ended with a linger.
@@ -323,7 +323,7 @@ impl<'a> SessionRecordMut<'a> {
         }
     }
 
-    /// Nor is it heap_slot.
+    /// Nor is it in a heap.
     pub fn set_heap_slot(&mut self, heap_slot: u32) {
         if self.read().has(INDEXED) {
             self.write(HEAP_SLOT, &heap_slot.to_le_bytes());

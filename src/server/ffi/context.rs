@@ -236,7 +236,7 @@ impl Context {
         }
     }
 
-    /// Tells replicas, the AOF, WATCH and the propagation targets of keyspace events that a key was deleted.
+    /// Tells replicas, the AOF, WATCH and the subscribers of keyspace events that a key was deleted.
     pub fn replicate_deletion(self, key: Arg<'_>) {
         let own = core_commands::OWN_UNLINK;
         let command = UNLINK.name().or(DEL.name()).unwrap_or(own);

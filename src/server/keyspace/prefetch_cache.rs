@@ -30,7 +30,7 @@ thread_local! {
     static SEEN: RefCell<Vec<Seen>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A hash that is quick and no more. Who chooses names that fall together only loses the hint, as a index layout
+/// A hash that is quick and no more. Who chooses names that fall together only loses the hint, as an index layout
 /// that is wrong each time is not drawn each time.
 fn hash(db: i32, name: &[u8]) -> u64 {
     let mix = |hash: u64, word: u64| (hash.rotate_left(5) ^ word).wrapping_mul(SPREAD);
