@@ -767,7 +767,8 @@ fn subscribers_of_all_nodes_get_the_events_of_a_long_call_in_order() {
 }
 
 /// Leases that are about to end take memory in the order by lease, and give it back when they are renewed.
-/// INFO follows both, whoever did it: the timer, a reader, a renewal.
+/// INFO follows. (That readers and renewals report such a change at once is tested in the core:
+/// `a_change_of_the_order_by_lease_is_reported`.)
 #[test]
 fn bytes_used_follows_leases_that_are_about_to_end() {
     let server = Server::with(&[("presence.lease-ttl-ms", "3600000")]);

@@ -950,3 +950,20 @@ fn lines_that_cannot_be_are_refused() {
     assert_eq!(space.apply(b"s", &line, &mut retention, &mut NullSink), Ok(()));
     assert_eq!(space.last_id(), (51, 20));
 }
+
+/// Whoever keeps totals of memory is told when the order by lease can have changed its size.
+#[test]
+fn a_change_of_the_order_by_lease_is_reported() {
+    let at = ChangeCtx { space: b"s", now: 1000, limits: limits() };
+    let names: Vec<String> = (0..20).map(|n| format!("user{n}")).collect();
+    let list: Vec<(&str, &str)> = names.iter().map(|name| (&**name, "")).collect();
+    let mut space = Space::new(1);
+    space.online_many(at, &list, 1500, |_| true, |_| {}, &mut NullSink).unwrap();
+    assert!(!space.advance(1499), "nothing ends yet");
+    assert!(space.advance(1500), "all move to their bucket");
+    assert!(!space.advance(1500), "once");
+    let mut renew = |user: &str| space.renew(1400, &Lookup::default(), (user, ""), 5000);
+    assert_eq!(renew("user7"), Some(true), "it leaves its bucket");
+    assert_eq!(renew("user7"), Some(false));
+    assert_eq!(renew("nobody"), None);
+}
