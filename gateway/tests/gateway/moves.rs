@@ -368,8 +368,8 @@ async fn without_scripts() {
 async fn with_the_documented_rights() {
     let server = Server::start().await;
     let readme = include_str!("../../README.md");
-    let from = readme.find("The gateway's user of the server").unwrap();
-    let rights = &readme[from..from + readme[from..].find("Without these").unwrap()];
+    let (_, rights) = readme.split_once("<!-- rights: begin").expect("where the rights begin");
+    let (rights, _) = rights.split_once("<!-- rights: end").expect("where the rights end");
     let mut words: Vec<&str> = "ACL SETUSER web on >secret resetchannels ~room:* &presence:* ~presence-gateway:* &presence-gateway:*"
         .split(' ')
         .collect();
