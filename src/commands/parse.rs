@@ -6,7 +6,7 @@ use crate::server::module::command::{ArgKind, ArgSpec, USER};
 use crate::server::module::config::{self, ChannelMode};
 use crate::server::propagate::change_set;
 use presence_core::json;
-use presence_core::space::{Text, MAX_NAME_BYTES, MAX_TIMESTAMP};
+use presence_core::space::{Meta, MAX_NAME_BYTES, MAX_TIMESTAMP};
 
 fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Error> {
     text(bytes).ok_or_else(|| Error::new(format!("{what} is not UTF-8 text")))
@@ -85,7 +85,7 @@ pub fn event_id(bytes: &[u8]) -> Result<(u64, u64), Error> {
 }
 
 /// Metadata: a JSON value. `null` is none.
-pub fn meta(bytes: &[u8]) -> Result<Text<'_>, Error> {
+pub fn meta(bytes: &[u8]) -> Result<Meta<'_>, Error> {
     let limit = config::max_meta_bytes();
     if bytes.len() > limit {
         return Err(Error::new(format!("META is longer than presence.max-meta-bytes ({limit})")));

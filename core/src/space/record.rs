@@ -14,7 +14,7 @@
 //! [`super::members`] are in the lease's place. One of a few that came when its user was here already,
 //! and is the oldest by now, has in `since` when the user came.
 
-use super::{Text, Timestamp};
+use super::{Meta, Timestamp};
 
 const LEASE: usize = 0;
 const GROUP: usize = 0;
@@ -337,7 +337,7 @@ pub struct SessionRecordBuf(Vec<u8>);
 impl SessionRecordBuf {
     /// Names are at most [`super::MAX_NAME_BYTES`] long and metadata is shorter than 4 GiB, which
     /// the callers check.
-    pub fn new(user: &str, session: &str, lease: Lease, joined_at: Timestamp, meta: Text) -> Self {
+    pub fn new(user: &str, session: &str, lease: Lease, joined_at: Timestamp, meta: Meta) -> Self {
         let of_meta = meta.map_or(0, |meta| size_of::<u32>() + meta.len());
         let late = (joined_at >> JOINED_BITS) as u16;
         let names = user.len() + session.len();
@@ -358,7 +358,7 @@ impl SessionRecordBuf {
         packed
     }
 
-    fn append_meta(&mut self, meta: Text) {
+    fn append_meta(&mut self, meta: Meta) {
         SessionRecordMut(&mut self.0).set_flag(META, meta.is_some());
         if let Some(meta) = meta {
             self.0.extend_from_slice(&(meta.len() as u32).to_le_bytes());
@@ -379,7 +379,7 @@ impl SessionRecordBuf {
     }
 
     /// A copy with other metadata.
-    pub fn with_meta(record: SessionRecord<'_>, meta: Text) -> Self {
+    pub fn with_meta(record: SessionRecord<'_>, meta: Meta) -> Self {
         let mut packed = SessionRecordBuf::with_since(record, record.since());
         packed.0.truncate(packed.read().fixed_end());
         packed.append_meta(meta);

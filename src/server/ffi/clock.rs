@@ -14,10 +14,15 @@
 use crate::server::expiry::sweep;
 use crate::server::ffi::args::Arg;
 use crate::server::ffi::context::Context;
-use crate::server::keyspace::key::server_time;
 use redis_module::raw;
 use std::cell::Cell;
 use std::ffi::c_int;
+
+/// Unix time (ms).
+pub fn server_time() -> u64 {
+    // SAFETY: takes nothing, and may be called at any time.
+    u64::try_from(unsafe { api!(RedisModule_Milliseconds()) }).unwrap_or(0)
+}
 
 /// A clock that is looked at once and then stands still. Looking takes longer than much of what a
 /// command does; a call can have it done while it waits for memory.

@@ -58,7 +58,7 @@ impl Context {
 
     /// Unix time (ms).
     pub fn now(self) -> u64 {
-        crate::server::keyspace::key::server_time()
+        crate::server::ffi::clock::server_time()
     }
 
     fn flags(self) -> u32 {

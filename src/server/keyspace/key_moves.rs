@@ -15,6 +15,7 @@ use crate::server::blocking::blocked_clients;
 use crate::server::expiry::expiry_queue;
 use crate::server::expiry::sweep;
 use crate::server::ffi::args::{integer, Arg};
+use crate::server::ffi::clock::server_time;
 use crate::server::ffi::context::{Context, OwnedString};
 use crate::server::keyspace::key;
 use redis_module::raw;
@@ -112,7 +113,7 @@ pub fn prepare(ctx: Context, is_valkey: bool) -> Option<bool> {
 pub fn expect(db: i32, name: &[u8]) {
     if let Some(ctx) = KEPT.get() {
         EXPECTED.with_borrow_mut(|expected| expected.insert((db, name.to_vec())));
-        let now = key::server_time();
+        let now = server_time();
         expiry_queue::schedule(db, name, now);
         blocked_clients::wake(db, name);
         sweep::arm(ctx, now);

@@ -1,6 +1,8 @@
 //! Spaces as values of keys: opening and changing them, the data type's callbacks, moves of keys.
 
+mod commit;
 pub mod datatype;
 pub mod key;
 pub mod key_moves;
 pub mod prefetch_cache;
+pub mod space_value;

@@ -7,6 +7,7 @@ use crate::server::ffi::args::Arg;
 use crate::server::ffi::context::{Context, OwnedString};
 use crate::server::keyspace::key;
 use crate::server::keyspace::key_moves;
+use crate::server::keyspace::space_value;
 use crate::server::module::config;
 use crate::server::propagate::propagation_targets;
 use redis_module::raw;
@@ -106,7 +107,7 @@ unsafe extern "C" fn on_swap(
 fn begin_to_decide(ctx: Context) {
     let now = ctx.now();
     let grace = config::restart_grace_ms();
-    key::begin_to_decide(if grace > 0 { now + grace } else { 0 });
+    space_value::begin_to_decide(if grace > 0 { now + grace } else { 0 });
     if grace > 0 {
         // Replicas and the AOF are told soon, not when the old leases end.
         expiry_queue::look_at_all();
@@ -125,7 +126,7 @@ unsafe extern "C" fn on_role(
         // SAFETY: the server passes the context of this event.
         begin_to_decide(unsafe { Context::from_raw(ctx) });
     } else {
-        key::withdraw_grace();
+        space_value::withdraw_grace();
     }
 }
 

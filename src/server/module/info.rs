@@ -31,7 +31,7 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
         // SAFETY: the context is that of this call, the name ends with NUL.
         unsafe { api!(RedisModule_InfoAddFieldULongLong(ctx, name.as_ptr(), value)) };
     };
-    let now = crate::server::keyspace::key::server_time();
+    let now = crate::server::ffi::clock::server_time();
     let (spaces, users, sessions, bytes) = stats::totals();
     let (_, agenda_bytes) = expiry_queue::size();
     let gauge = |value: i64| u64::try_from(value).unwrap_or(0);

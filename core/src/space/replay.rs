@@ -1,0 +1,179 @@
+//! Effects that another node, or this one in an earlier life, has decided.
+
+use super::lines::PastLine;
+use super::members::Members;
+use super::record::{Lease, SessionRecordBuf};
+use super::{
+    event, event_seq, ApplyError, ChangeCtx, Effect, Limits, Lookup, Retention, Sink, Space,
+    MAX_ID_NUMBER, MAX_NAME_BYTES, MAX_TIMESTAMP,
+};
+
+impl Space {
+    /// Does what another node, or this one in an earlier life, has decided. `retention` holds
+    /// from one effect to the next.
+    pub fn apply<S: Sink>(
+        &mut self,
+        space: &[u8],
+        effect: &Effect<'_>,
+        retention: &mut Retention,
+        sink: &mut S,
+    ) -> Result<(), ApplyError> {
+        let limits = Limits { sessions_per_user: u64::MAX, users: 0, retention: *retention };
+        let at = |now| ChangeCtx { space, now, limits };
+        let find = |members: &Members, user: &str, session: &str| {
+            members.find(user.as_bytes(), session.as_bytes()).ok_or(ApplyError("unknown session"))
+        };
+        self.check(effect)?;
+        match *effect {
+            Effect::Keep { length, ttl } => *retention = Retention { length, ttl },
+            Effect::Online { user, session, lease, at: now, meta } => {
+                if find(&self.members, user, session).is_ok() {
+                    return Err(ApplyError("session is there already"));
+                }
+                self.begin_session(at(now), &Lookup::default(), (user, session), lease, meta, sink);
+            }
+            Effect::Lease { user, session, lease, lingering } => {
+                let id = find(&self.members, user, session)?;
+                self.set_lease(id, (user, session), lease, lingering, sink);
+            }
+            Effect::Update { user, session, at: now, meta } => {
+                let id = find(&self.members, user, session)?;
+                self.update_meta(at(now), id, meta, sink);
+            }
+            Effect::Offline { user, session, at: now, reason } => {
+                let id = find(&self.members, user, session)?;
+                self.end_session(at(now), id, reason, sink);
+            }
+            Effect::Grace { until } => self.grant_grace(until, sink),
+            Effect::Message { user, session, at: now, text } => {
+                self.send(at(now), user, session, text, sink);
+            }
+            Effect::Close { at: now, until } => self.shut(at(now), until, sink),
+            Effect::Trim { keep } => {
+                self.trim(usize::try_from(keep).unwrap_or(usize::MAX), sink);
+            }
+            Effect::NewLine { epoch } => {
+                if epoch <= self.epoch {
+                    return Err(ApplyError("the new line has an epoch that is not later"));
+                }
+                self.begin_line(epoch, sink);
+            }
+            Effect::Begin { .. }
+            | Effect::Session { .. }
+            | Effect::Event { .. }
+            | Effect::PastLine { .. }
+            | Effect::LineDue => {
+                self.restore(effect)?;
+                sink.effect(effect);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in one effect of a [`Space::dump`].
+    pub fn restore(&mut self, effect: &Effect<'_>) -> Result<(), ApplyError> {
+        self.check(effect)?;
+        match *effect {
+            Effect::Begin { epoch, seq, closed_until } => {
+                if self.seq > 0 || self.members.sessions() > 0 || self.history.is_some() {
+                    return Err(ApplyError("space is there already"));
+                }
+                (self.epoch, self.seq, self.closed_until) = (epoch, seq, closed_until);
+            }
+            Effect::Session { user, session, lease, joined_at, since, lingering, meta } => {
+                let lookup = self.members.lookup(user.as_bytes(), |_| {});
+                let lease = Lease::new(lease, lingering);
+                let packed = SessionRecordBuf::new(user, session, lease, joined_at, meta);
+                if !self.members.insert_absent(&lookup, packed.read(), since) {
+                    return Err(ApplyError("session is there twice"));
+                }
+            }
+            Effect::Event { at, text } => {
+                let history = self.history.get_or_insert_default();
+                // The ids have no holes, and the last event has the last id.
+                let before = history.newest(1).next().and_then(|(_, text)| event_seq(text));
+                let seq = event_seq(text.as_bytes()).unwrap_or(0);
+                if !event::is_event(text)
+                    || !(1..=self.seq).contains(&seq)
+                    || before.is_some_and(|before| before + 1 != seq)
+                {
+                    return Err(ApplyError("an event is malformed, or its id does not fit"));
+                }
+                history.append(at, text.as_bytes());
+            }
+            Effect::PastLine { epoch, first, last } => {
+                let before = self.past_lines().last();
+                let follows = before.is_none_or(|before| {
+                    before.epoch < epoch && before.last.saturating_add(1) == first
+                });
+                let fits = (1..=last).contains(&first) && last < self.seq && epoch < self.epoch;
+                if !follows || !fits {
+                    return Err(ApplyError("a past line of history does not fit"));
+                }
+                self.history.get_or_insert_default().add_line(PastLine { epoch, first, last });
+            }
+            // Whoever holds the space takes note of it.
+            Effect::LineDue => {}
+            _ => return Err(ApplyError("not part of a snapshot")),
+        }
+        Ok(())
+    }
+
+    /// Ends the restoring of a snapshot. Returns whether its last event was there.
+    pub fn end_restore(&mut self) -> bool {
+        if let Some(history) = &mut self.history {
+            history.put_in_order();
+        }
+        let newest = self.history().and_then(|history| history.newest(1).next());
+        newest.is_none_or(|(_, text)| event_seq(text) == Some(self.seq))
+    }
+
+    /// What must hold of an effect whoever sent it. Metadata is checked where it is decoded.
+    pub(super) fn check(&self, effect: &Effect<'_>) -> Result<(), ApplyError> {
+        let numbers = match *effect {
+            Effect::Begin { epoch, seq, .. } => [epoch, seq],
+            Effect::NewLine { epoch } => [epoch, 0],
+            Effect::PastLine { epoch, last, .. } => [epoch, last],
+            _ => [0; 2],
+        };
+        if numbers.iter().any(|number| *number > MAX_ID_NUMBER) {
+            return Err(ApplyError("an epoch or seq is out of range"));
+        }
+        let moments = match *effect {
+            Effect::Begin { closed_until, .. } => [closed_until, 0, 0],
+            Effect::Online { lease, at, .. } => [lease, at, 0],
+            Effect::Lease { lease, .. } => [lease, 0, 0],
+            Effect::Update { at, .. }
+            | Effect::Offline { at, .. }
+            | Effect::Message { at, .. }
+            | Effect::Event { at, .. } => [at, 0, 0],
+            Effect::Grace { until } => [until, 0, 0],
+            Effect::Close { at, until } => [at, until, 0],
+            Effect::Session { lease, joined_at, since, .. } => [lease, joined_at, since],
+            Effect::Keep { .. }
+            | Effect::Trim { .. }
+            | Effect::NewLine { .. }
+            | Effect::PastLine { .. }
+            | Effect::LineDue => [0; 3],
+        };
+        if moments.iter().any(|moment| *moment > MAX_TIMESTAMP) {
+            return Err(ApplyError("a time is out of range"));
+        }
+        let (user, session) = match *effect {
+            Effect::Online { user, session, .. }
+            | Effect::Lease { user, session, .. }
+            | Effect::Update { user, session, .. }
+            | Effect::Offline { user, session, .. }
+            | Effect::Message { user, session, .. }
+            | Effect::Session { user, session, .. } => (user, session),
+            _ => return Ok(()),
+        };
+        if user.is_empty() || user.len() > MAX_NAME_BYTES || session.len() > MAX_NAME_BYTES {
+            return Err(ApplyError("a name is empty or too long"));
+        }
+        if self.is_closed() {
+            return Err(ApplyError("space is closed"));
+        }
+        Ok(())
+    }
+}

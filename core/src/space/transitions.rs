@@ -1,0 +1,193 @@
+//! What can happen to a space. Everything that changes a space ends in one of these functions, each of which
+//! reports its effect and its event to the sink.
+
+use super::lines::PastLine;
+use super::record::{Lease, SessionRecordBuf};
+use super::{
+    text, ChangeCtx, Effect, Event, Gone, History, Kind, Lookup, Meta, Reason, SessionRecord, Sink,
+    Space, Timestamp,
+};
+
+impl Space {
+    pub(super) fn event<S: Sink>(&mut self, at: ChangeCtx, mut event: Event<'_>, sink: &mut S) {
+        self.seq = self.seq.saturating_add(1);
+        event.seq = self.seq;
+        let mut text = Vec::with_capacity(192 + event.meta.map_or(0, <[u8]>::len));
+        event.write_json(&mut text);
+        sink.event(event.kind, event.reason, &text);
+        let history = self.history.get_or_insert_default();
+        history.push(at.now, &text, at.limits.retention);
+        history.forget_lines(self.seq);
+        if history.is_empty() {
+            self.history = None;
+        }
+    }
+
+    /// Begins a new line of history before the first event after a load or a promotion. Each
+    /// function that makes an event calls this first.
+    pub(super) fn begin_line_if_due<S: Sink>(&mut self, sink: &mut S) {
+        if let Some(epoch) = sink.take_new_line() {
+            self.begin_line(epoch.max(self.epoch.saturating_add(1)), sink);
+        }
+    }
+
+    pub(super) fn begin_line<S: Sink>(&mut self, epoch: u64, sink: &mut S) {
+        sink.effect(&Effect::NewLine { epoch });
+        let (first, last) = (self.line_begins(), self.seq);
+        if first <= last {
+            let line = PastLine { epoch: self.epoch, first, last };
+            self.history.get_or_insert_default().add_line(line);
+        }
+        self.epoch = epoch;
+    }
+
+    /// An event about a session as it is, or last was.
+    pub(super) fn session_event<S: Sink>(
+        &mut self,
+        at: ChangeCtx,
+        kind: Kind,
+        record: SessionRecord<'_>,
+        reason: Option<Reason>,
+        sink: &mut S,
+    ) {
+        let event = Event {
+            user: Some(record.user()),
+            session: record.session(),
+            joined_at: Some(record.joined_at()),
+            meta: record.meta(),
+            reason,
+            ..Event::new(self.epoch, at.space, kind, self.members.users(), at.now)
+        };
+        self.event(at, event, sink);
+    }
+
+    /// Returns whether the user came online by this.
+    pub(super) fn begin_session<S: Sink>(
+        &mut self,
+        at: ChangeCtx,
+        lookup: &Lookup,
+        (user, session): (&str, &str),
+        lease: Timestamp,
+        meta: Meta,
+        sink: &mut S,
+    ) -> bool {
+        self.begin_line_if_due(sink);
+        sink.effect(&Effect::Online { user, session, lease, at: at.now, meta });
+        let session = SessionRecordBuf::new(user, session, Lease::new(lease, false), at.now, meta);
+        let first = self.members.insert(lookup, session.read(), at.now);
+        let kind = if first { Kind::Join } else { Kind::Add };
+        self.session_event(at, kind, session.read(), None, sink);
+        first
+    }
+
+    pub(super) fn end_session<S: Sink>(
+        &mut self,
+        at: ChangeCtx,
+        id: u32,
+        reason: Reason,
+        sink: &mut S,
+    ) {
+        let Some((session, last)) = self.members.remove(id) else { return };
+        self.begin_line_if_due(sink);
+        let record = session.read();
+        sink.effect(&Effect::Offline {
+            user: text(record.user()),
+            session: text(record.session()),
+            at: at.now,
+            reason,
+        });
+        let kind = if last { Kind::Leave } else { Kind::Remove };
+        self.session_event(at, kind, record, Some(reason), sink);
+    }
+
+    pub(super) fn set_lease<S: Sink>(
+        &mut self,
+        id: u32,
+        (user, session): (&str, &str),
+        lease: Timestamp,
+        lingering: bool,
+        sink: &mut S,
+    ) -> bool {
+        sink.effect(&Effect::Lease { user, session, lease, lingering });
+        self.members.set_lease(id, lease, lingering)
+    }
+
+    pub(super) fn update_meta<S: Sink>(
+        &mut self,
+        at: ChangeCtx,
+        id: u32,
+        meta: Meta,
+        sink: &mut S,
+    ) {
+        let id = self.members.set_meta(id, meta);
+        let Some(session) = self.members.record(id).map(SessionRecordBuf::from) else { return };
+        self.begin_line_if_due(sink);
+        let record = session.read();
+        sink.effect(&Effect::Update {
+            user: text(record.user()),
+            session: text(record.session()),
+            at: at.now,
+            meta,
+        });
+        self.session_event(at, Kind::Update, record, None, sink);
+    }
+
+    pub(super) fn send<S: Sink>(
+        &mut self,
+        at: ChangeCtx,
+        user: &str,
+        session: &str,
+        message: &str,
+        sink: &mut S,
+    ) {
+        self.begin_line_if_due(sink);
+        sink.effect(&Effect::Message { user, session, at: at.now, text: message });
+        let event = Event {
+            user: Some(user.as_bytes()),
+            session: session.as_bytes(),
+            message: Some(message),
+            ..Event::new(self.epoch, at.space, Kind::Message, self.members.users(), at.now)
+        };
+        self.event(at, event, sink);
+    }
+
+    pub(super) fn shut<S: Sink>(&mut self, at: ChangeCtx, until: Timestamp, sink: &mut S) {
+        self.begin_line_if_due(sink);
+        sink.effect(&Effect::Close { at: at.now, until });
+        sink.discard(Gone(std::mem::take(&mut self.members)));
+        self.closed_until = until.max(1);
+        let event = Event::new(self.epoch, at.space, Kind::Close, 0, at.now);
+        self.event(at, event, sink);
+    }
+
+    pub(super) fn trim<S: Sink>(&mut self, keep: usize, sink: &mut S) {
+        sink.effect(&Effect::Trim { keep: keep as u64 });
+        if let Some(history) = &mut self.history {
+            history.truncate_to(keep);
+            history.forget_lines(self.seq);
+            if history.is_empty() {
+                self.history = None;
+            }
+        }
+    }
+
+    /// Removes the oldest events until the space takes no more than so many bytes on the heap, or no
+    /// event is left.
+    pub fn trim_to_bytes<S: Sink>(&mut self, bytes: usize, sink: &mut S) {
+        let mut length = self.history().map_or(0, History::len);
+        while length > 0 && self.heap_bytes() > bytes {
+            length -= 1;
+            if let Some(history) = &mut self.history {
+                history.truncate_to(length);
+            }
+        }
+        self.trim(length, sink);
+    }
+
+    /// A lease that is live now was so when the server went down or its primary was lost; nobody
+    /// could renew it since. It becomes at least `until`.
+    pub fn grant_grace<S: Sink>(&mut self, until: Timestamp, sink: &mut S) {
+        sink.effect(&Effect::Grace { until });
+        self.members.extend_all(until);
+    }
+}

@@ -1,0 +1,186 @@
+//! The value of a key: a space, and what this process keeps about it.
+
+use crate::server::expiry::expiry_queue;
+use crate::server::ffi::clock::server_time;
+use crate::server::module::config;
+use crate::server::module::stats::{self, Size};
+use presence_core::space::{NullSink, Space};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// Later than anything is due.
+pub(super) const NEVER: u64 = u64::MAX;
+
+/// The value of a key: a space and what this process keeps about it.
+pub struct SpaceValue {
+    pub space: Space,
+    pub(super) seen: Seen,
+    /// Under which moment the expiry queue has it; [`NEVER`] where it has not.
+    pub(super) scheduled: u64,
+    pub(super) counted: Size,
+    /// When this process got it (unix ms).
+    pub(super) since: u64,
+}
+
+// A server may have very many of these, each an allocation: this is the size of a class.
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<SpaceValue>() == 96);
+
+/// How often this server has begun or ceased to decide. Only the server's main thread writes these
+/// three; they are looked at in each call, and a thread's own are not found as quickly.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+/// The generation in which this server began to decide last.
+static DECIDES_SINCE: AtomicU32 = AtomicU32::new(0);
+/// Until when the grace of this generation lasts; 0 where there is none.
+static GRACE_UNTIL: AtomicU64 = AtomicU64::new(0);
+
+/// The generation in which a space was made or looked at last, and in the lowest bits what it has
+/// still to do: to tell replicas of a grace, to begin a new line of history with its next event.
+#[derive(Clone, Copy)]
+pub(super) struct Seen(u32);
+
+impl Seen {
+    const UNTOLD: u32 = 1;
+    const LINE_DUE: u32 = 2;
+    const FLAGS: u32 = 2;
+
+    pub(super) fn now(flags: u32) -> Self {
+        Seen(GENERATION.load(Relaxed) << Self::FLAGS | flags)
+    }
+
+    pub(super) fn generation(self) -> u32 {
+        self.0 >> Self::FLAGS
+    }
+
+    pub(super) fn is_last(self) -> bool {
+        self.generation() == Self::now(0).generation()
+    }
+
+    /// The end of a grace that replicas have not been told of yet; 0 is none.
+    pub(super) fn untold(self) -> u64 {
+        if self.is_last() && self.0 & Self::UNTOLD != 0 {
+            GRACE_UNTIL.load(Relaxed)
+        } else {
+            0
+        }
+    }
+
+    pub(super) fn tell(&mut self) {
+        self.0 &= !Self::UNTOLD;
+    }
+
+    /// Whether this server has begun to decide since the last event: the server before it may have
+    /// given out ids after that which are not known here.
+    pub(super) fn is_line_due(self) -> bool {
+        self.0 & Self::LINE_DUE != 0 || self.generation() < DECIDES_SINCE.load(Relaxed)
+    }
+
+    pub(super) fn set_line_due(&mut self, due: bool) {
+        self.0 = self.0 & !Self::LINE_DUE | if due { Self::LINE_DUE } else { 0 };
+    }
+}
+
+/// This server has just begun to decide: a dataset was loaded, or it was promoted. Every session
+/// that is there gets a lease until at least `grace_until`, because nobody could renew before, and
+/// the next event of every space begins a new line of history. The spaces take that in one by one,
+/// each before anything else is done with it.
+pub fn begin_to_decide(grace_until: u64) {
+    GRACE_UNTIL.store(grace_until, Relaxed);
+    DECIDES_SINCE.store(GENERATION.fetch_add(1, Relaxed) + 1, Relaxed);
+}
+
+/// This server decides no longer: a space that has not taken the grace in yet must not do so by
+/// itself.
+pub fn withdraw_grace() {
+    GRACE_UNTIL.store(0, Relaxed);
+    GENERATION.fetch_add(1, Relaxed);
+}
+
+impl SpaceValue {
+    pub fn new(space: Space) -> Self {
+        stats::space_came();
+        let mut held = SpaceValue {
+            space,
+            seen: Seen::now(0),
+            scheduled: NEVER,
+            counted: Size::default(),
+            since: server_time(),
+        };
+        held.count();
+        held
+    }
+
+    /// Another key's value that is the same.
+    pub fn copied(&self) -> Self {
+        let mut copy = SpaceValue::new(self.space.clone());
+        copy.seen = self.seen;
+        copy
+    }
+
+    /// Takes in a grace that was granted since the last look.
+    pub(super) fn catch_up(&mut self) {
+        if !self.seen.is_last() {
+            let until = GRACE_UNTIL.load(Relaxed);
+            if until > 0 {
+                self.space.grant_grace(until, &mut NullSink);
+            }
+            let is_line_due = self.seen.is_line_due();
+            self.seen = Seen::now(if until > 0 { Seen::UNTOLD } else { 0 });
+            self.seen.set_line_due(is_line_due);
+        }
+    }
+
+    /// Whether the next event begins a new line of history.
+    pub fn is_line_due(&self) -> bool {
+        self.seen.is_line_due()
+    }
+
+    /// Sets that; a space that is made or restored begins none by itself.
+    pub fn set_line_due(&mut self) {
+        self.seen.set_line_due(true);
+    }
+
+    /// Bytes of memory, in constant time.
+    pub fn bytes(&self) -> usize {
+        size_of::<SpaceValue>() + self.space.heap_bytes()
+    }
+
+    /// Brings the totals up to date with this space.
+    pub(super) fn count(&mut self) {
+        let (users, sessions) = self.space.stored();
+        let size = Size::new(users, sessions, self.bytes());
+        stats::resized(self.counted, size);
+        self.counted = size;
+    }
+
+    /// Files the space in the expiry queue where it is due earlier than the expiry queue knows.
+    pub fn schedule(&mut self, db: i32, name: &[u8]) {
+        let due = self.space.next_due(config::retention());
+        if due < self.scheduled {
+            self.schedule_at(db, name, due);
+        }
+    }
+
+    /// Whether the expiry queue must be told of a lease that ends at this moment.
+    pub(super) fn may_be_due_before(&self, lease: u64) -> bool {
+        lease < self.scheduled
+    }
+
+    pub(super) fn schedule_at(&mut self, db: i32, name: &[u8], due: u64) {
+        expiry_queue::schedule(db, name, due);
+        self.scheduled = due;
+    }
+
+    /// The key has come under this name in another way than by a command of ours.
+    pub fn arrived(&mut self, db: i32, name: &[u8]) {
+        self.scheduled = NEVER;
+        self.schedule(db, name);
+    }
+}
+
+impl Drop for SpaceValue {
+    /// May run in a thread of the server that frees in the background: touches atomics only.
+    fn drop(&mut self) {
+        stats::space_went();
+        stats::resized(self.counted, Size::default());
+    }
+}
