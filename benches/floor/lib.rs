@@ -9,7 +9,7 @@
 //! They are written against the server's C interface directly, without a crate in between, so that
 //! nothing of a floor is somebody's convenience.
 
-use std::ffi::{c_char, c_int, c_longlong, c_void, CStr};
+use std::ffi::{CStr, c_char, c_int, c_longlong, c_void};
 use std::sync::OnceLock;
 
 type ReplyWithLongLong = unsafe extern "C" fn(*mut c_void, c_longlong) -> c_int;

@@ -1,9 +1,9 @@
 //! What a call costs: heartbeats, joins, reads.
 
-use crate::contenders::{in_lists, Shas, System, HEARTBEATS, JOINS};
+use crate::contenders::{HEARTBEATS, JOINS, Shas, System, in_lists};
 use crate::dataset::Shape;
 use crate::load::Load;
-use crate::rounds::{measure, Job};
+use crate::rounds::{Job, measure};
 use crate::samples::Figures;
 use crate::server::Server;
 use crate::{Options, Result};
@@ -50,11 +50,7 @@ pub fn renewal(options: &Options, figures: &mut Figures) -> Result<()> {
             .map(|system| {
                 let calls = system.heartbeats(shape, &sha);
                 let job = Job::new(figure("renewal", *system, shape), calls);
-                if options.quick && shape.spaces > 1 {
-                    job
-                } else {
-                    job.one_by_one()
-                }
+                if options.quick && shape.spaces > 1 { job } else { job.one_by_one() }
             })
             .collect();
         for system in LISTS {

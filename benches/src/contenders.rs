@@ -2,11 +2,11 @@
 //!
 //! Each has a database of its own, so that nobody's keys are in another's way.
 
-use crate::dataset::{meta, session, user, Shape};
-use crate::load::{Calls, CLOCK};
+use crate::Result;
+use crate::dataset::{Shape, meta, session, user};
+use crate::load::{CLOCK, Calls};
 use crate::resp::{Client, Expect};
 use crate::scripts;
-use crate::Result;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum System {
@@ -419,11 +419,7 @@ impl System {
     }
 
     fn users_flag(self) -> &'static [u8] {
-        if self == ClassicUsers {
-            b"1"
-        } else {
-            b"0"
-        }
+        if self == ClassicUsers { b"1" } else { b"0" }
     }
 
     fn classic_add(self, calls: &mut Calls, shape: &Shape, member: usize, sha: &Shas) {

@@ -1,8 +1,8 @@
 //! The results as files of the repository: docs/benchmarks.md and a chart, docs/benchmarks.svg.
 
-use crate::calls::{figure, SHAPES};
-use crate::contenders::{System, HEARTBEATS};
-use crate::report::{number, Table};
+use crate::calls::{SHAPES, figure};
+use crate::contenders::{HEARTBEATS, System};
+use crate::report::{Table, number};
 use crate::samples::Figures;
 use crate::{Options, Result};
 use std::fmt::Write;

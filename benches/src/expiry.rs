@@ -2,12 +2,12 @@
 //!
 //! Beside it the same with a key a session, its TTL, and keyspace notifications.
 
-use crate::dataset::{meta, session, user, Shape};
+use crate::dataset::{Shape, meta, session, user};
 use crate::growth::parts;
 use crate::load::{Calls, Load, Until};
 use crate::resp::{Client, Expect, Skipper};
-use crate::samples::{percentile, Figures};
-use crate::server::{now_ms, now_us, Server};
+use crate::samples::{Figures, percentile};
+use crate::server::{Server, now_ms, now_us};
 use crate::{Options, Result};
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};

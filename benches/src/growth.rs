@@ -6,7 +6,7 @@ use crate::dataset::Shape;
 use crate::load::{Calls, Load};
 use crate::reads::PAGE;
 use crate::resp::Expect;
-use crate::rounds::{measure, Job};
+use crate::rounds::{Job, measure};
 use crate::samples::Figures;
 use crate::{Options, Result};
 

@@ -1,9 +1,9 @@
 //! The load: requests that were made before the clock runs, sent over a few connections by one
 //! thread, and every reply looked at.
 
-use crate::resp::{request, Expect, Skipper};
-use crate::server::Server;
 use crate::Result;
+use crate::resp::{Expect, Skipper, request};
+use crate::server::Server;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;

@@ -1,6 +1,6 @@
 //! What a session takes, and what a million small spaces take: each system on a server of its own.
 
-use crate::calls::{figure, SHAPES};
+use crate::calls::{SHAPES, figure};
 use crate::contenders::{Shas, System};
 use crate::dataset::Shape;
 use crate::growth::parts;

@@ -1,6 +1,6 @@
 //! Saving and loading an RDB: processor time, beside the same data in a sorted set and a hash a space.
 
-use crate::contenders::{plain_pair, Shas, System};
+use crate::contenders::{Shas, System, plain_pair};
 use crate::dataset::Shape;
 use crate::growth::parts;
 use crate::load::Load;

@@ -1,11 +1,11 @@
 //! What it costs to ask: who of many is here, and everybody in a space.
 
 use crate::calls::SHAPES;
-use crate::contenders::{plain_hash, plain_pair, System, PLAIN_DB};
-use crate::dataset::{user, Random, Shape};
+use crate::contenders::{PLAIN_DB, System, plain_hash, plain_pair};
+use crate::dataset::{Random, Shape, user};
 use crate::load::{Calls, Load};
 use crate::resp::{Client, Expect};
-use crate::rounds::{measure, Job};
+use crate::rounds::{Job, measure};
 use crate::samples::Figures;
 use crate::server::Server;
 use crate::{Options, Result};

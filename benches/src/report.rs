@@ -1,7 +1,7 @@
 //! What was measured: the tables.
 
-use crate::calls::{figure, LIST, LISTS, SHAPES};
-use crate::contenders::{System, HEARTBEATS, JOINS};
+use crate::calls::{LIST, LISTS, SHAPES, figure};
+use crate::contenders::{HEARTBEATS, JOINS, System};
 use crate::growth::SIZES;
 use crate::memory::{MANY, SESSIONS, SPACES};
 use crate::samples::Figures;
@@ -156,7 +156,14 @@ fn heartbeats(figures: &Figures, shape: &str) -> Table {
          counts for the command itself. One by one: a call at a time over one connection, time to \
          the reply.",
         &[
-            "", "CPU µs", "× floor", "INFO µs", "calls/s", "one by one: CPU µs", "p50 µs", "p99 µs",
+            "",
+            "CPU µs",
+            "× floor",
+            "INFO µs",
+            "calls/s",
+            "one by one: CPU µs",
+            "p50 µs",
+            "p99 µs",
             "p99.9 µs",
         ],
     );
@@ -349,7 +356,15 @@ fn crowd(figures: &Figures) -> Table {
          another client that sends a PING each millisecond, and how much was kept of 20,000 \
          heartbeats a second of others. Quiet: the same client in the two seconds before.",
         &[
-            "", "all ms", "PING p99.9 ms", "max ms", "quiet p99.9", "quiet max", "rate kept", "heard %", "stall ms",
+            "",
+            "all ms",
+            "PING p99.9 ms",
+            "max ms",
+            "quiet p99.9",
+            "quiet max",
+            "rate kept",
+            "heard %",
+            "stall ms",
         ],
     );
     for (label, name) in EXPIRING {

@@ -1,7 +1,7 @@
 //! Jobs measured side by side: a slice of each, then again a slice of each, for some rounds.
 
 use crate::load::{Calls, Load, Run, Until};
-use crate::samples::{percentile, Figures};
+use crate::samples::{Figures, percentile};
 use crate::server::Server;
 use crate::{Options, Result};
 use std::time::Duration;

@@ -83,12 +83,11 @@ impl Server {
     /// Processor time of the thread that serves clients, in nanoseconds.
     pub fn cpu_ns(&self) -> Result<u64> {
         let task = format!("/proc/{0}/task/{0}", self.pid);
-        if let Ok(text) = std::fs::read_to_string(format!("{task}/schedstat")) {
-            if let Some(Ok(ns)) = text.split(' ').next().map(str::parse::<u64>) {
-                if ns > 0 {
-                    return Ok(ns);
-                }
-            }
+        if let Ok(text) = std::fs::read_to_string(format!("{task}/schedstat"))
+            && let Some(Ok(ns)) = text.split(' ').next().map(str::parse::<u64>)
+            && ns > 0
+        {
+            return Ok(ns);
         }
         // A kernel without scheduler statistics: clock ticks.
         let text = std::fs::read_to_string(format!("{task}/stat"))?;

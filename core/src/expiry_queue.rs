@@ -4,7 +4,7 @@
 //! something to do from that moment on. Whoever follows it looks at the key and corrects the
 //! entry. One that is stale costs a look; only one that is missing would lose an expiry.
 
-use crate::collections::{hash_of, BlockArena, IndexedHeap, LinearHashIndex, Positions};
+use crate::collections::{BlockArena, IndexedHeap, LinearHashIndex, Positions, hash_of};
 use crate::space::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -3,7 +3,7 @@
 //! They are sessions without sockets: they come in small groups, renew, and crash, which is to stop renewing. Bounded:
 //! one crowd a space, few of them at a time, and each crashes by itself after a while.
 
-use crate::core::protocol::{error, Crowd};
+use crate::core::protocol::{Crowd, error};
 use crate::store::Store;
 use std::collections::HashMap;
 use std::sync::Mutex;

@@ -3,7 +3,7 @@
 //! It alone holds the room and the list of sockets. So a client is added in the same step in which the list for its
 //! first message is made, and no join can fall between the two.
 
-use crate::core::claim::{decide, Asked, Verdict};
+use crate::core::claim::{Asked, Verdict, decide};
 use crate::core::event::{Event, EventId, Meta};
 use crate::core::protocol::{self, Detail, Side};
 use crate::core::room::{Change, Key, Offer, Room};

@@ -18,12 +18,12 @@ use feed::Feed;
 use hub::{Hubs, Shared};
 use settings::Settings;
 use std::process::ExitCode;
-use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use store::Store;
-use tokio::signal::unix::{signal, SignalKind};
-use tokio::sync::{mpsc, watch, Mutex, Semaphore};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 
 /// How long sockets have to close when the gateway ends.
 const GOODBYE: Duration = Duration::from_secs(3);
@@ -109,7 +109,7 @@ async fn channel_prefix(store: &Store) -> Result<String, String> {
         Ok(Some("sharded")) => {
             return Err(
                 "presence.channel-mode is sharded; the gateway follows global channels".into()
-            )
+            );
         }
         Ok(None) => return Err("the server at REDIS_URL has no presence module".into()),
         _ => {}

@@ -1,11 +1,11 @@
 //! One client's socket, from its first message to its last.
 
+use crate::App;
 use crate::core::event::Meta;
 use crate::core::protocol::{self, Action, Hello, Side};
 use crate::core::room::Key;
 use crate::hub::{Attach, Attached, Claim, Claimed, End, Share, ToHub};
 use crate::store::{Begun, If, SessionState};
-use crate::App;
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};

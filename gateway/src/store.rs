@@ -5,7 +5,7 @@ use crate::core::follow::Since;
 use crate::core::holder::{holder_key, mark};
 use crate::core::room::{Key, Member, Room};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{cmd, FromRedisValue, RedisError, RedisResult, Value};
+use redis::{FromRedisValue, RedisError, RedisResult, Value, cmd};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -458,11 +458,7 @@ fn field<'a>(map: &'a Value, name: &str) -> RedisResult<&'a Value> {
 }
 
 fn items(value: &Value) -> &[Value] {
-    if let Value::Array(items) = value {
-        items
-    } else {
-        &[]
-    }
+    if let Value::Array(items) = value { items } else { &[] }
 }
 
 fn string(value: &Value) -> RedisResult<String> {

@@ -1,13 +1,13 @@
 //! What is to be had without a WebSocket: the page, /health, /stats.
 
-use crate::{socket, App};
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::ws::WebSocketUpgrade;
+use crate::{App, socket};
 use axum::extract::State;
-use axum::http::{header, StatusCode, Uri};
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// The largest message that a client may send.

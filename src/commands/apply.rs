@@ -5,7 +5,7 @@ use crate::server::expiry::expiry_queue::epoch_given;
 use crate::server::ffi::error::{Error, Outcome};
 use crate::server::keyspace::key::SpaceWriteGuard;
 use crate::server::module::call::Call;
-use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
+use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, SPACE, Spec};
 use crate::server::propagate::change_set::ChangeSet;
 use presence_core::codec;
 use presence_core::space::{Effect, Retention, Space};

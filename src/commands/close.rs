@@ -3,7 +3,7 @@
 use super::parse::ExpiryArgs;
 use crate::server::ffi::error::Outcome;
 use crate::server::module::call::Call;
-use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
+use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, SPACE, Spec};
 use crate::server::module::config;
 use presence_core::space::ChangeCtx;
 

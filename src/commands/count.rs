@@ -2,7 +2,7 @@
 
 use crate::server::ffi::error::Outcome;
 use crate::server::module::call::Call;
-use crate::server::module::command::{Access, ArgSpec, Command, Spec, SPACE};
+use crate::server::module::command::{Access, ArgSpec, Command, SPACE, Spec};
 
 pub struct Count;
 

@@ -7,7 +7,7 @@ use crate::server::ffi::context::Context;
 use crate::server::ffi::error::{Error, Outcome};
 use crate::server::keyspace::key::SpaceReadGuard;
 use crate::server::module::call::Call;
-use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
+use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, SPACE, Spec};
 use crate::server::module::config;
 
 pub struct Events;
@@ -57,16 +57,16 @@ impl Command for Events {
         let epoch = space.as_ref().map(|space| space.last_id().0);
         let waiter = Waiter { has_news, reply };
         let mut wait = Wait { waiter, after, count, epoch };
-        if let Some(block) = block.filter(|_| !call.ctx.may_not_block()) {
-            if !has_news(space.as_ref(), &wait, call.now()) {
-                drop(space);
-                match blocked_clients::wait(call.ctx, name, wait, block) {
-                    Ok(()) => return Ok(()),
-                    // The server does not block this client: it gets what there is.
-                    Err(not_blocked) => wait = not_blocked,
-                }
-                space = call.read(name)?;
+        if let Some(block) = block.filter(|_| !call.ctx.may_not_block())
+            && !has_news(space.as_ref(), &wait, call.now())
+        {
+            drop(space);
+            match blocked_clients::wait(call.ctx, name, wait, block) {
+                Ok(()) => return Ok(()),
+                // The server does not block this client: it gets what there is.
+                Err(not_blocked) => wait = not_blocked,
             }
+            space = call.read(name)?;
         }
         reply(call.ctx, space.as_ref(), &wait, call.now());
         Ok(())

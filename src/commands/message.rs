@@ -4,9 +4,9 @@ use super::parse;
 use crate::server::ffi::args::set_once;
 use crate::server::ffi::error::{Error, Outcome};
 use crate::server::module::call::Call;
-use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
+use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, SPACE, Spec, USER};
 use crate::server::module::config;
-use presence_core::space::{message_bytes, ChangeCtx};
+use presence_core::space::{ChangeCtx, message_bytes};
 
 pub struct Message;
 

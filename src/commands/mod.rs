@@ -16,7 +16,7 @@ mod sweep;
 mod unlink;
 mod user;
 
-use crate::server::module::init::{row, Registration};
+use crate::server::module::init::{Registration, row};
 
 /// The commands, for `init` to register.
 pub const TABLE: &[Registration] = &[

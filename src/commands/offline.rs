@@ -1,10 +1,10 @@
 //! `PRESENCE.OFFLINE`: sessions end, at once or unless they come back soon.
 
-use super::parse::{self, Targets, SESSIONS_LIST, USERS_LIST};
+use super::parse::{self, SESSIONS_LIST, Targets, USERS_LIST};
 use crate::server::ffi::args::{integer, set_once};
 use crate::server::ffi::error::{Error, Outcome};
 use crate::server::module::call::Call;
-use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
+use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, SPACE, Spec, USER};
 use crate::server::module::config;
 use presence_core::space::ChangeCtx;
 

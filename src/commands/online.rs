@@ -1,13 +1,13 @@
 //! `PRESENCE.ONLINE`: a session is alive.
 
-use super::parse::{self, ExpiryArgs, Targets, SESSIONS_LIST, USERS_LIST};
+use super::parse::{self, ExpiryArgs, SESSIONS_LIST, Targets, USERS_LIST};
 use crate::server::ffi::args::set_once;
 use crate::server::ffi::error::{Error, Outcome};
 use crate::server::ffi::prefetch;
 use crate::server::keyspace::key::SpaceWriteGuard;
 use crate::server::keyspace::prefetch_cache;
 use crate::server::module::call::Call;
-use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE, USER};
+use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, SPACE, Spec, USER};
 use crate::server::module::config;
 use presence_core::space::{ChangeCtx, Condition, MetaChange, OnlineRequest};
 use std::cell::Cell;

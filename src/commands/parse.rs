@@ -1,12 +1,12 @@
 //! What several commands read in the same way.
 
-use crate::server::ffi::args::{integer, looks_like_a_count, text, Arg, Args};
-use crate::server::ffi::error::{quoted, Error};
+use crate::server::ffi::args::{Arg, Args, integer, looks_like_a_count, text};
+use crate::server::ffi::error::{Error, quoted};
 use crate::server::module::command::{ArgKind, ArgSpec, USER};
 use crate::server::module::config::{self, ChannelMode};
 use crate::server::propagate::change_set;
 use presence_core::json;
-use presence_core::space::{Meta, MAX_NAME_BYTES, MAX_TIMESTAMP};
+use presence_core::space::{MAX_NAME_BYTES, MAX_TIMESTAMP, Meta};
 
 fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Error> {
     text(bytes).ok_or_else(|| Error::new(format!("{what} is not UTF-8 text")))

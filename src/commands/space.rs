@@ -6,7 +6,7 @@ use crate::server::ffi::context::Context;
 use crate::server::ffi::error::{Error, Outcome};
 use crate::server::ffi::prefetch;
 use crate::server::module::call::Call;
-use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, Spec, SPACE};
+use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, SPACE, Spec};
 use presence_core::collections::hash_of;
 use presence_core::space::User;
 use std::sync::LazyLock;

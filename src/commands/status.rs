@@ -4,7 +4,7 @@ use super::parse;
 use crate::server::ffi::error::Outcome;
 use crate::server::ffi::prefetch;
 use crate::server::module::call::Call;
-use crate::server::module::command::{Access, Command, Spec, SPACE, USER};
+use crate::server::module::command::{Access, Command, SPACE, Spec, USER};
 
 pub struct Status;
 

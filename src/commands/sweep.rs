@@ -3,7 +3,7 @@
 use crate::server::expiry::sweep::sweep_space;
 use crate::server::ffi::error::Outcome;
 use crate::server::module::call::Call;
-use crate::server::module::command::{Access, Command, Spec, SPACE};
+use crate::server::module::command::{Access, Command, SPACE, Spec};
 
 pub struct Sweep;
 

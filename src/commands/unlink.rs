@@ -3,7 +3,7 @@
 
 use crate::server::ffi::error::{Error, Outcome};
 use crate::server::module::call::Call;
-use crate::server::module::command::{Access, Command, Spec, SPACE};
+use crate::server::module::command::{Access, Command, SPACE, Spec};
 
 pub struct Unlink;
 

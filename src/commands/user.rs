@@ -3,7 +3,7 @@
 use super::{parse, reply};
 use crate::server::ffi::error::Outcome;
 use crate::server::module::call::Call;
-use crate::server::module::command::{Access, Command, Spec, SPACE, USER};
+use crate::server::module::command::{Access, Command, SPACE, Spec, USER};
 
 pub struct User;
 

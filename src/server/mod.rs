@@ -19,7 +19,7 @@
 // servers have, or `offers!` does before the call. The caller's `unsafe` block says why the
 // arguments are valid for that function.
 macro_rules! api {
-    ($name:ident($($arg:expr),* $(,)?)) => {
+    ($name:ident($($arg:expr_2021),* $(,)?)) => {
         match redis_module::raw::$name {
             Some(function) => function($($arg),*),
             None => $crate::server::missing(stringify!($name)),

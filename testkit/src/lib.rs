@@ -11,4 +11,4 @@ mod process;
 
 pub use dump::Dump;
 pub use not_tested::not_tested;
-pub use process::{signal, try_signal, Signal};
+pub use process::{Signal, signal, try_signal};

@@ -1,6 +1,6 @@
 //! Signals.
 
-use rustix::process::{kill_process, Pid};
+use rustix::process::{Pid, kill_process};
 use std::io;
 
 pub use rustix::process::Signal;

@@ -2,9 +2,9 @@
 //! an error or a space that is whole; the server lives and its memory stays within bounds.
 
 use crate::harness::*;
+use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
-use rand::Rng;
 use std::collections::BTreeMap;
 
 // --- DUMP payloads ---------------------------------------------------------------------------------------------------
@@ -354,7 +354,7 @@ fn look(c: &mut Conn) -> Result<Vec<String>, String> {
     match c.batch(again).pop().unwrap() {
         Ok(Value::Array(r)) if r[0] == Value::Okay && r[1] == replies[6] => {}
         other => {
-            return Err(format!("restored from its own dump: {other:?}, before {:?}", replies[6]))
+            return Err(format!("restored from its own dump: {other:?}, before {:?}", replies[6]));
         }
     }
     Ok(names.into_iter().map(String::from).collect())

@@ -1,7 +1,7 @@
 //! Every command's forms and replies, in RESP2 and RESP3.
 
 use crate::harness::*;
-use serde_json::{json, Value as Json};
+use serde_json::{Value as Json, json};
 use std::collections::BTreeSet;
 
 /// Names that any careless layer breaks: patterns, separators, quotes, control bytes, other scripts.

@@ -4,7 +4,7 @@ use crate::commands::ODD;
 use crate::harness::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use serde_json::{json, Value as Json};
+use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 
 /// How late the end of a lease may be told (`at`), and how late that may arrive here, on a machine with fewer cores than

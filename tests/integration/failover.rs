@@ -1,6 +1,6 @@
 //! The primary is gone, or hands over: by Sentinel, by hand, by FAILOVER, by a shutdown.
 
-use crate::cluster::{folds_to_nobody, never_too_early, Given, Leases, AGREED, FAITHFUL_MS, LATE};
+use crate::cluster::{AGREED, FAITHFUL_MS, Given, LATE, Leases, folds_to_nobody, never_too_early};
 use crate::harness::*;
 use crate::proxy::Proxy;
 use crate::replication::*;

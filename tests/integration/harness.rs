@@ -95,12 +95,14 @@ fn longest_stall_since(began: Instant) -> Duration {
     static STALLS: Mutex<Vec<(Instant, Duration)>> = Mutex::new(Vec::new());
     static WATCH: std::sync::Once = std::sync::Once::new();
     WATCH.call_once(|| {
-        thread::spawn(|| loop {
-            let asleep = Instant::now();
-            thread::sleep(ms(5));
-            let stall = asleep.elapsed().saturating_sub(ms(5));
-            if stall > ms(20) {
-                STALLS.lock().unwrap().push((Instant::now(), stall));
+        thread::spawn(|| {
+            loop {
+                let asleep = Instant::now();
+                thread::sleep(ms(5));
+                let stall = asleep.elapsed().saturating_sub(ms(5));
+                if stall > ms(20) {
+                    STALLS.lock().unwrap().push((Instant::now(), stall));
+                }
             }
         });
     });
@@ -565,7 +567,7 @@ impl Conn {
                 Ok(Value::ServerError(e)) => {
                     return Err(format!("{} {}", e.code(), e.details().unwrap_or(""))
                         .trim_end()
-                        .to_string())
+                        .to_string());
                 }
                 Ok(value) => return Ok(value),
                 Err(e) => return Err(lost(e)),
@@ -724,7 +726,7 @@ pub trait Arg {
     fn arg(&self) -> Vec<u8>;
 }
 macro_rules! arg_by {
-    ($($ty:ty => $with:expr),* $(,)?) => {
+    ($($ty:ty => $with:expr_2021),* $(,)?) => {
         $(impl Arg for $ty { fn arg(&self) -> Vec<u8> { #[allow(clippy::redundant_closure_call)] ($with)(self) } })*
     };
 }
@@ -751,7 +753,7 @@ impl<T: Arg + ?Sized> Arg for &T {
 
 /// The words of a command, of mixed kinds: text, bytes, numbers. None is split.
 macro_rules! args {
-    ($($arg:expr),* $(,)?) => { vec![$($crate::harness::Arg::arg(&$arg)),*] };
+    ($($arg:expr_2021),* $(,)?) => { vec![$($crate::harness::Arg::arg(&$arg)),*] };
 }
 pub(crate) use args;
 
@@ -1071,11 +1073,7 @@ impl Subscriber {
         thread::spawn(move || {
             while let Ok(Value::Array(words)) = conn.recv() {
                 let bytes = |v: &Value| {
-                    if let Value::BulkString(b) = v {
-                        b.clone()
-                    } else {
-                        Vec::new()
-                    }
+                    if let Value::BulkString(b) = v { b.clone() } else { Vec::new() }
                 };
                 let [.., channel, payload] = &words[..] else {
                     continue;

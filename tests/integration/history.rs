@@ -1292,7 +1292,10 @@ fn in_multi_and_scripts_it_does_not_wait() {
     for (script, n) in [
         ("return redis.call('PRESENCE.EVENTS', KEYS[1], 'AFTER', '$', 'BLOCK', 0)", 0),
         ("return redis.call('PRESENCE.EVENTS', 'none', 'BLOCK', 60000)", 0),
-        ("redis.call('PRESENCE.MESSAGE', KEYS[1], 'a', 'x'); return redis.call('PRESENCE.EVENTS', KEYS[1], 'COUNT', 2, 'BLOCK', 0)", 2),
+        (
+            "redis.call('PRESENCE.MESSAGE', KEYS[1], 'a', 'x'); return redis.call('PRESENCE.EVENTS', KEYS[1], 'COUNT', 2, 'BLOCK', 0)",
+            2,
+        ),
     ] {
         let v = c.ok(args!["EVAL", script, 1, "s"]);
         assert_eq!(Told::parse(&v).events.len(), n, "{script}");

@@ -1,8 +1,8 @@
 //! A space as a key: whatever Redis does to keys, and what becomes of the leases, the channel and the ids.
 
 use crate::harness::*;
-use rand::seq::IndexedRandom;
 use rand::Rng;
+use rand::seq::IndexedRandom;
 use std::collections::BTreeMap;
 
 /// Added to upper bounds on time; lower bounds have no tolerance.
@@ -700,9 +700,9 @@ fn flushing_one_database_leaves_the_others() {
             wait_until("the users of one database to go", SOON, || c.stat("users") == 150);
             sub.events_so_far(&mut c);
             let left = sub.events(150, SOON);
-            assert!(left
-                .iter()
-                .all(|e| e.kind() == "leave" && e.user() != "u2" && e.arrived >= lease));
+            assert!(
+                left.iter().all(|e| e.kind() == "leave" && e.user() != "u2" && e.arrived >= lease)
+            );
             assert!(sub.events_so_far(&mut c).is_empty());
             c.ok(args!["FLUSHALL", mode]);
             all_gone(&mut c);
@@ -1134,12 +1134,14 @@ fn transactions_and_scripts_publish_in_order_and_without_holes() {
     let Value::Array(replies) = c.ok(args!["EVAL", script, 1, "s"]) else { panic!("no array") };
     assert_eq!(replies[..3], [Value::Int(100), Value::Int(3 + 67), Value::Int(1)]);
     let id = text(&replies[3]);
-    assert!(c
-        .err(args!["EVAL", "redis.call('PRESENCE.ONLINE', KEYS[1], 'x'); error('stop')", 1, "s"])
-        .contains("stop"));
-    assert!(c
-        .err(args!["EVAL_RO", "return redis.call('PRESENCE.ONLINE', KEYS[1], 'x')", 1, "s"])
-        .contains("Write"));
+    assert!(
+        c.err(args!["EVAL", "redis.call('PRESENCE.ONLINE', KEYS[1], 'x'); error('stop')", 1, "s"])
+            .contains("stop")
+    );
+    assert!(
+        c.err(args!["EVAL_RO", "return redis.call('PRESENCE.ONLINE', KEYS[1], 'x')", 1, "s"])
+            .contains("Write")
+    );
     assert_eq!(c.int(args!["EVAL_RO", "return redis.call('PRESENCE.COUNT', KEYS[1])", 1, "s"]), 71);
 
     let events = sub.events_so_far(&mut c);

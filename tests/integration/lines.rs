@@ -183,8 +183,8 @@ fn eight_lines_are_remembered() {
                 }
             }
             // Below the first of the line, and beyond its last.
-            has_gap(&mut c, "s", (line.0 .0, line.0 .1 - 1));
-            has_gap(&mut c, "s", (line.1 .0, line.1 .1 + 1));
+            has_gap(&mut c, "s", (line.0.0, line.0.1 - 1));
+            has_gap(&mut c, "s", (line.1.0, line.1.1 + 1));
         }
     }
 }

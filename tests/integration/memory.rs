@@ -2,8 +2,8 @@
 
 use crate::harness::*;
 use crate::key_lifecycle::{all_gone, leaves, online};
-use rand::seq::IndexedRandom;
 use rand::Rng;
+use rand::seq::IndexedRandom;
 use std::collections::BTreeMap;
 
 // --- eviction --------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 use crate::commands::ODD;
 use crate::harness::*;
-use crate::history::{answer, ask, waiting, Told};
+use crate::history::{Told, answer, ask, waiting};
 
 const CLOSED: &str = "CLOSED space is closed";
 

@@ -1,12 +1,12 @@
 //! What is there after the server was not: RDB, AOF, rewrites, crashes, and the grace after a restart.
 
 use crate::harness::*;
-use rand::seq::IndexedRandom;
 use rand::Rng;
+use rand::seq::IndexedRandom;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 /// Added to upper bounds on time; lower bounds have no tolerance.

@@ -2,7 +2,7 @@
 //! renewals go on, a replica or the AOF, must end with the same leases all the same, and see effects only.
 
 use crate::harness::*;
-use crate::replication::{digests, primary, replica_of, same, sync, EndOnDrop, Over};
+use crate::replication::{EndOnDrop, Over, digests, primary, replica_of, same, sync};
 use rand::Rng;
 use std::sync::atomic::AtomicBool;
 use std::thread;

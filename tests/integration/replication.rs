@@ -1,8 +1,8 @@
 //! A primary and its replicas: equal state, each event once on each node, nobody but the primary decides.
 
 use crate::harness::*;
-use rand::seq::IndexedRandom;
 use rand::Rng;
+use rand::seq::IndexedRandom;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -66,7 +66,7 @@ pub struct EndOnDrop<'a>(pub &'a Over);
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
-        self.0 .0.store(true, Ordering::Relaxed);
+        self.0.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -118,10 +118,10 @@ impl<'a> Roster<'a> {
             ));
         }
         let mut ended = Vec::new();
-        if let Some(begin) = known.filter(|begin| begin.joined_at != event.joined_at) {
-            if matches!(event.kind.as_str(), "update" | "remove" | "leave") {
-                return Err(format!("another joined_at than {}", begin.raw));
-            }
+        if let Some(begin) = known.filter(|begin| begin.joined_at != event.joined_at)
+            && matches!(event.kind.as_str(), "update" | "remove" | "leave")
+        {
+            return Err(format!("another joined_at than {}", begin.raw));
         }
         match event.kind.as_str() {
             "join" | "add" => {
@@ -850,7 +850,10 @@ impl<'a> Checker<'a> {
                 ("a lease after a takeover", read.space.clone(), who.0.clone());
             let text = format!(
                 "{who:?} in {space}: era {}, {}, began at {:?}; read at {}: lease {shown:?}, on the replica {inherited:?}; {may:?}",
-                era + 1, next.how, next.began, read.received
+                era + 1,
+                next.how,
+                next.began,
+                read.received
             );
             self.wrong.push(Wrong { rule, text, space, user, at: read.received });
         }

@@ -1,9 +1,9 @@
 //! Clients, each the only one that writes its users; and the reader, who looks at spaces on any node.
 
-use crate::generator::{Act, Plan, Time, Verb, SESSIONS, SPACES};
+use crate::generator::{Act, Plan, SESSIONS, SPACES, Time, Verb};
 use crate::harness::*;
 use crate::history::{Glimpse, Lease, Op, Reply, What, Who};
-use crate::nodes::{read_space, sessions, Place};
+use crate::nodes::{Place, read_space, sessions};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, RwLock};
@@ -118,10 +118,10 @@ impl Client<'_> {
         let space = SPACES[act.space];
         let _writing = self.shared.spaces[act.space].read().unwrap();
         // A server that was reloaded has begun a new era, and the connection is as it was.
-        if let Some((era, _)) = self.shared.primary().filter(|(_, port)| *port == self.port) {
-            if era != self.era {
-                (self.era, self.wrote) = (era, None);
-            }
+        if let Some((era, _)) = self.shared.primary().filter(|(_, port)| *port == self.port)
+            && era != self.era
+        {
+            (self.era, self.wrote) = (era, None);
         }
         let acts = std::iter::once(act).chain(act.and.as_deref());
         let Some(commands): Option<Vec<Command>> =

@@ -7,7 +7,7 @@
 use crate::generator::SPACES;
 use crate::harness::*;
 use crate::history::{Event, SpaceRead};
-use crate::nodes::{read_space, Place};
+use crate::nodes::{Place, read_space};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

@@ -201,7 +201,7 @@ impl Plan {
     }
 
     /// The faults, without end.
-    pub fn steps(&self) -> impl Iterator<Item = Step> {
+    pub fn steps(&self) -> impl Iterator<Item = Step> + use<> {
         let mut rng = rng(self.seed, self.round, 2);
         let (topology, aof) = (self.topology, self.aof);
         std::iter::repeat_with(move || Step {
@@ -214,7 +214,7 @@ impl Plan {
     }
 
     /// What a client does, without end.
-    pub fn acts(&self, client: usize) -> impl Iterator<Item = Act> {
+    pub fn acts(&self, client: usize) -> impl Iterator<Item = Act> + use<> {
         let mut rng = rng(self.seed, self.round, 16 + client as u64);
         std::iter::repeat_with(move || {
             let first = act(&mut rng, client);
@@ -229,7 +229,7 @@ impl Plan {
     }
 
     /// What the reader reads: a space and a node, after so many ms.
-    pub fn glimpses(&self) -> impl Iterator<Item = (u64, usize, usize)> {
+    pub fn glimpses(&self) -> impl Iterator<Item = (u64, usize, usize)> + use<> {
         let mut rng = rng(self.seed, self.round, 3);
         std::iter::repeat_with(move || {
             (rng.random_range(20..150), rng.random_range(0..SPACES.len()), rng.random_range(0..6))

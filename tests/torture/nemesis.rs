@@ -2,10 +2,10 @@
 
 use crate::clients::{self, Shared};
 use crate::followers::Follower;
-use crate::generator::{Fault, Plan, Topology, Trip, SPACES};
+use crate::generator::{Fault, Plan, SPACES, Topology, Trip};
 use crate::harness::*;
-use crate::history::{Era, Loss, Op, Reading, Reply, Round, What, AWAY};
-use crate::nodes::{mark, offset, read_all, replication, wait, Node, Place, Recorder};
+use crate::history::{AWAY, Era, Loss, Op, Reading, Reply, Round, What};
+use crate::nodes::{Node, Place, Recorder, mark, offset, read_all, replication, wait};
 use crate::proxy::Cut;
 use std::sync::RwLockWriteGuard;
 use std::thread;

@@ -1,6 +1,6 @@
 //! Servers, who replicates whom, and recorders of what is published at each.
 
-use crate::generator::{Plan, DEFAULT_LEASE, SPACES};
+use crate::generator::{DEFAULT_LEASE, Plan, SPACES};
 use crate::harness::*;
 use crate::history::{Event, Heard, Reading, SessionRead, SpaceRead, Stream, Who};
 use crate::proxy::Proxy;

@@ -2,7 +2,7 @@
 
 use crate::checker::Wrong;
 use crate::generator::Plan;
-use crate::harness::{module_path, server_path, Dump};
+use crate::harness::{Dump, module_path, server_path};
 use crate::history::{Heard, Loss, Round};
 use std::fmt::Write;
 use std::time::Duration;

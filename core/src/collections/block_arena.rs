@@ -10,10 +10,10 @@
 //! Each block has a mark of fixed size. Marks lie by themselves, so close that a look at one costs
 //! much less than a look at a block when there are many.
 
+use super::Slab;
 use super::allocated;
 use super::non_empty::NonEmpty;
 use super::segmented_vec::SegmentedVec;
-use super::Slab;
 
 /// Larger blocks are kept apart.
 const LARGEST: usize = 512;

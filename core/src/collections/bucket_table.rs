@@ -84,11 +84,7 @@ impl BucketTable {
     }
 
     fn after(&self, line: usize) -> usize {
-        if line + 1 < self.lines.len() {
-            line + 1
-        } else {
-            0
-        }
+        if line + 1 < self.lines.len() { line + 1 } else { 0 }
     }
 
     /// The lines in which an entry can be that belongs to this one.
@@ -196,10 +192,10 @@ impl BucketTable {
 
     /// Replaces one stored number by another of the same hash.
     pub fn replace(&mut self, hash: u64, skip: u32, old: u32, new: u32) {
-        if let Some((line, place)) = self.place(hash, skip, |id| id == old) {
-            if let Some(id) = self.lines.get_mut(line).and_then(|line| line.ids.get_mut(place)) {
-                *id = new;
-            }
+        if let Some((line, place)) = self.place(hash, skip, |id| id == old)
+            && let Some(id) = self.lines.get_mut(line).and_then(|line| line.ids.get_mut(place))
+        {
+            *id = new;
         }
     }
 
@@ -258,13 +254,10 @@ mod tests {
                 let mut tags = [other; WIDTH];
                 tags[at] = tag;
                 tags[(at + 5) % WIDTH] = tag;
-                let naive = tags.iter().enumerate().map(|(place, it)| {
-                    if *it == tag {
-                        0x80 << (place * 8)
-                    } else {
-                        0u128
-                    }
-                });
+                let naive = tags
+                    .iter()
+                    .enumerate()
+                    .map(|(place, it)| if *it == tag { 0x80 << (place * 8) } else { 0u128 });
                 assert_eq!(same_as(&tags, tag), naive.sum(), "{tags:?} {tag}");
             }
         }

@@ -1,7 +1,7 @@
 //! Where the lines of an index lie, for who wants them brought near before the index is at hand.
 
-use super::bucket_table::{home_of, LINE};
-use super::linear_hash_index::{table_of, LinearHashIndex, Place};
+use super::bucket_table::{LINE, home_of};
+use super::linear_hash_index::{LinearHashIndex, Place, table_of};
 use super::non_empty::NonEmpty;
 
 /// Where a table begins, and how many lines it has.

@@ -23,7 +23,7 @@ pub use block_arena::BlockArena;
 pub use index_layout::IndexLayout;
 pub use indexed_heap::{IndexedHeap, Positions};
 pub use linear_hash_index::{LinearHashIndex, Place};
-pub use name_hash::{hash_of, Fingerprint, NameHash};
+pub use name_hash::{Fingerprint, NameHash, hash_of};
 pub use slab::Slab;
 
 /// The size of the allocation that serves a request of `bytes`: the size classes of jemalloc,

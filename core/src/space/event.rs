@@ -1,6 +1,6 @@
 //! A transition as JSON text: made once, here, and then published, kept and replied as it is.
 
-use super::{Timestamp, MAX_NAME_BYTES, MAX_SPACE_BYTES, MAX_TIMESTAMP};
+use super::{MAX_NAME_BYTES, MAX_SPACE_BYTES, MAX_TIMESTAMP, Timestamp};
 use crate::json::Checked;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use std::fmt;

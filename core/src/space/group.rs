@@ -10,8 +10,8 @@
 //!
 //! Growth: empty positions are removed when they are more than half of the list.
 
-use super::record::NONE;
 use super::Timestamp;
+use super::record::NONE;
 use crate::collections::Slab;
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -377,10 +377,10 @@ impl Groups {
             let changed = Changed { recounted: group.recount() };
             Taken { was_anchor, heir: group.anchor(), changed }
         })?;
-        if taken.heir.is_none() {
-            if let Some(gone) = self.slab.remove(group) {
-                self.group_bytes -= gone.heap_bytes();
-            }
+        if taken.heir.is_none()
+            && let Some(gone) = self.slab.remove(group)
+        {
+            self.group_bytes -= gone.heap_bytes();
         }
         Some(taken)
     }

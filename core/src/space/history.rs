@@ -9,7 +9,7 @@
 //! the events that follow it.
 
 use super::lines::{Lines, PastLine};
-use super::{allocated, Timestamp};
+use super::{Timestamp, allocated};
 use std::collections::VecDeque;
 
 /// Events per page.
@@ -139,10 +139,10 @@ impl History {
     /// Forgets the lines that no kept event follows directly. `seq` is that of the newest event.
     pub fn forget_lines(&mut self, seq: u64) {
         let from = seq.saturating_sub(self.live() as u64);
-        if let Some(lines) = &mut self.lines {
-            if !lines.keep_from(from) {
-                self.lines = None;
-            }
+        if let Some(lines) = &mut self.lines
+            && !lines.keep_from(from)
+        {
+            self.lines = None;
         }
     }
 

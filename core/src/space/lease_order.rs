@@ -13,9 +13,9 @@
 //!
 //! Invariant: every session is in exactly one of the two, and its record notes where.
 
+use super::Timestamp;
 use super::record::{Lease, NONE};
 use super::session_store::SessionStore;
-use super::Timestamp;
 use crate::collections::{IndexedHeap, Positions};
 use std::collections::VecDeque;
 

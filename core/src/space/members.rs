@@ -29,10 +29,10 @@ pub use readers::User;
 
 use super::group::{Group, Groups};
 use super::lease_order::LeaseOrder;
-use super::record::{Lease, SessionRecord, SessionRecordBuf, NONE};
+use super::record::{Lease, NONE, SessionRecord, SessionRecordBuf};
 use super::session_store::SessionStore;
 use super::{Meta, Timestamp};
-use crate::collections::{hash_of, LinearHashIndex};
+use crate::collections::{LinearHashIndex, hash_of};
 
 /// Up to so many sessions a look through all of them is as quick as an index and costs nothing.
 const FEW: usize = 8;
@@ -151,11 +151,7 @@ impl Members {
         if self.indexes.is_none() && (self.blocks.len() >= FEW || !SessionStore::fits_row(new)) {
             self.rebuild(Some(Box::default()));
         }
-        if lookup.hash.is_none() {
-            self.lookup(new.user(), |_| {})
-        } else {
-            lookup.clone()
-        }
+        if lookup.hash.is_none() { self.lookup(new.user(), |_| {}) } else { lookup.clone() }
     }
 
     /// Adds a session to those of the user who has this anchor, or none yet.

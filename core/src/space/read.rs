@@ -3,7 +3,7 @@
 use super::lines::PastLine;
 use super::members::PREFETCH_BATCH;
 use super::{
-    text, Effect, History, Lookup, Prefetch, Retention, Space, SpaceLayout, Timestamp, User,
+    Effect, History, Lookup, Prefetch, Retention, Space, SpaceLayout, Timestamp, User, text,
 };
 
 impl Space {

@@ -220,30 +220,18 @@ impl<'a> SessionRecord<'a> {
 
     /// Since when the user of an anchor of a few is here.
     pub fn since(self) -> Timestamp {
-        if self.has(SINCE) {
-            self.u64_at(NAMES)
-        } else {
-            self.joined_at()
-        }
+        if self.has(SINCE) { self.u64_at(NAMES) } else { self.joined_at() }
     }
 
     /// The user's group; `NONE` also where there are no groups.
     pub fn group(self) -> u32 {
-        if self.has(INDEXED) {
-            self.u32_at(GROUP)
-        } else {
-            NONE
-        }
+        if self.has(INDEXED) { self.u32_at(GROUP) } else { NONE }
     }
 
     /// Where in the order by lease: a position in the heap, or a slot of a bucket. Without meaning while
     /// there is no order.
     pub fn heap_slot(self) -> u32 {
-        if self.has(INDEXED) {
-            self.u32_at(HEAP_SLOT)
-        } else {
-            NONE
-        }
+        if self.has(INDEXED) { self.u32_at(HEAP_SLOT) } else { NONE }
     }
 
     pub fn user(self) -> &'a [u8] {

@@ -4,8 +4,8 @@ use super::lines::PastLine;
 use super::members::Members;
 use super::record::{Lease, SessionRecordBuf};
 use super::{
-    event, event_seq, ApplyError, ChangeCtx, Effect, Limits, Lookup, Retention, Sink, Space,
-    MAX_ID_NUMBER, MAX_NAME_BYTES, MAX_TIMESTAMP,
+    ApplyError, ChangeCtx, Effect, Limits, Lookup, MAX_ID_NUMBER, MAX_NAME_BYTES, MAX_TIMESTAMP,
+    Retention, Sink, Space, event, event_seq,
 };
 
 impl Space {

@@ -3,8 +3,8 @@
 use super::members::PREFETCH_BATCH;
 use super::record::SessionRecordBuf;
 use super::{
-    event, text, ChangeCtx, Condition, History, Lookup, Meta, MetaChange, NullSink, OnlineError,
-    OnlineRequest, Prefetch, Reason, Sink, Space, Timestamp, EVENT_BYTES, SESSION_BYTES,
+    ChangeCtx, Condition, EVENT_BYTES, History, Lookup, Meta, MetaChange, NullSink, OnlineError,
+    OnlineRequest, Prefetch, Reason, SESSION_BYTES, Sink, Space, Timestamp, event, text,
 };
 
 /// At most so many leaves of lapsed sessions are told by who closes a space.

@@ -4,8 +4,8 @@
 //! of its records, one behind the other, and a number is where it begins. So whatever
 //! changes the size of one changes the numbers of those behind.
 
-use super::record::{Lease, SessionRecord, SessionRecordBuf, SessionRecordMut, NONE};
 use super::Timestamp;
+use super::record::{Lease, NONE, SessionRecord, SessionRecordBuf, SessionRecordMut};
 use crate::collections::{BlockArena, Fingerprint};
 
 /// A record that is longer than this is not for a row: whoever comes or goes moves those behind.

@@ -4,8 +4,8 @@
 use super::lines::PastLine;
 use super::record::{Lease, SessionRecordBuf};
 use super::{
-    text, ChangeCtx, Effect, Event, Gone, History, Kind, Lookup, Meta, Reason, SessionRecord, Sink,
-    Space, Timestamp,
+    ChangeCtx, Effect, Event, Gone, History, Kind, Lookup, Meta, Reason, SessionRecord, Sink,
+    Space, Timestamp, text,
 };
 
 impl Space {

@@ -5,8 +5,8 @@ use super::room::Member;
 use percent_encoding::percent_decode_str;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::value::RawValue;
 use serde_json::Value as Json;
+use serde_json::value::RawValue;
 use std::fmt;
 use std::fmt::Write;
 

@@ -1,7 +1,7 @@
 //! Who is in a space: a snapshot, and the events since.
 
 use super::event::{Event, EventId, Kind, Meta};
-use super::follow::{step, Step};
+use super::follow::{Step, step};
 use super::time::iso;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -7,16 +7,16 @@
 //! `target/release/presence.so` of this project).
 
 use futures_util::{SinkExt, StreamExt};
-pub use presence_testkit::{not_tested, signal, Signal};
-pub use serde_json::{json, Value as Json};
+pub use presence_testkit::{Signal, not_tested, signal};
+pub use serde_json::{Value as Json, json};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 pub use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 /// Long enough for anything that ought to happen at once, on a busy machine.

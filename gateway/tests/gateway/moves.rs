@@ -2,8 +2,8 @@
 
 use crate::harness::*;
 use futures_util::future::join_all;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const CLIENTS: usize = 200;
 const AT_A_TIME: usize = 8;

@@ -124,11 +124,7 @@ unsafe extern "C" fn check(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
             state.walk(ctx);
         }
         state.log(ctx);
-        if state.is_scanning {
-            SCAN_MS
-        } else {
-            CHECK_MS
-        }
+        if state.is_scanning { SCAN_MS } else { CHECK_MS }
     });
     sweep::arm(ctx, ctx.now());
     arm(ctx, wait);
@@ -200,7 +196,9 @@ impl State {
         if repaired > 0 && self.last_log.is_none_or(|last| last.elapsed() >= LOG_EVERY) {
             self.not_logged = 0;
             self.last_log = Some(Instant::now());
-            let text = format!("presence: {repaired} spaces were missing from the expiry queue and have been added to it");
+            let text = format!(
+                "presence: {repaired} spaces were missing from the expiry queue and have been added to it"
+            );
             ctx.log(c"notice", &text);
         }
     }

@@ -17,7 +17,7 @@ use crate::server::module::stats;
 use presence_core::space::{ChangeCtx, SweepProgress};
 use redis_module::raw;
 use std::cell::Cell;
-use std::ffi::{c_void, CStr};
+use std::ffi::{CStr, c_void};
 use std::time::{Duration, Instant};
 
 /// The internal command that sweeps one space. By way of a command, the server checks that the
@@ -132,22 +132,14 @@ unsafe extern "C" fn tick(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
 
 /// When the next slice of a replica or of a paused primary comes, where something is due at `due`.
 fn next_tidy(now: u64, due: u64) -> u64 {
-    if UNSORTED.take() {
-        now + SORT_ON_MS
-    } else {
-        due.max(now + RETRY_MS)
-    }
+    if UNSORTED.take() { now + SORT_ON_MS } else { due.max(now + RETRY_MS) }
 }
 
 /// Until when nothing is asked for, as the cluster was down a short while ago; else 0.
 fn rest_until(now: u64) -> u64 {
     let until = DOWN_UNTIL.get();
     // The clock can be set back.
-    if (now + 1..=now + ASK_AGAIN_MS).contains(&until) {
-        until
-    } else {
-        0
-    }
+    if (now + 1..=now + ASK_AGAIN_MS).contains(&until) { until } else { 0 }
 }
 
 /// When a key that was refused now is asked for again.

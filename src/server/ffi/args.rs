@@ -1,6 +1,6 @@
 //! What a client sent, read one argument after the other.
 
-use crate::server::ffi::error::{quoted, Error};
+use crate::server::ffi::error::{Error, quoted};
 use redis_module::raw;
 use std::marker::PhantomData;
 

@@ -4,7 +4,7 @@ use crate::server::ffi::args::Arg;
 use crate::server::module::config::ChannelMode;
 use crate::server::module::core_commands::{self, DEL, PUBLISH, SPUBLISH, UNLINK};
 use redis_module::raw;
-use std::ffi::{c_int, CStr};
+use std::ffi::{CStr, c_int};
 use std::io::ErrorKind;
 
 /// The server's context of one call. It lives as long as that call, and is not kept.

@@ -6,7 +6,7 @@
 /// Has a cache line brought near, without waiting for it.
 #[cfg(target_arch = "x86_64")]
 pub fn prefetch(at: *const u8) {
-    use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     // SAFETY: a hint, which reads nothing as far as the program can tell, whatever the address.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
 }

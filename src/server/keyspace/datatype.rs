@@ -9,9 +9,9 @@ use crate::server::keyspace::space_value::SpaceValue;
 use crate::server::module::config;
 use crate::server::propagate::change_set;
 use presence_core::codec;
-use presence_core::space::{Effect, Space, MAX_ID_NUMBER};
+use presence_core::space::{Effect, MAX_ID_NUMBER, Space};
 use redis_module::raw;
-use std::ffi::{c_char, c_int, c_void, CStr};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 /// What `TYPE` answers; nine characters, as the server demands.

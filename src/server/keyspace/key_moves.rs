@@ -14,7 +14,7 @@
 use crate::server::blocking::blocked_clients;
 use crate::server::expiry::expiry_queue;
 use crate::server::expiry::sweep;
-use crate::server::ffi::args::{integer, Arg};
+use crate::server::ffi::args::{Arg, integer};
 use crate::server::ffi::clock::server_time;
 use crate::server::ffi::context::{Context, OwnedString};
 use crate::server::keyspace::key;
@@ -67,14 +67,14 @@ impl Moves {
         if known.len() > DESTINATIONS {
             known.pop_front();
         }
-        if self.to.len() > REMEMBERED {
-            if let Some((_, oldest)) = self.order.pop_first() {
-                self.to.remove(&oldest);
-            }
+        if self.to.len() > REMEMBERED
+            && let Some((_, oldest)) = self.order.pop_first()
+        {
+            self.to.remove(&oldest);
         }
     }
 
-    fn destinations(&self, from: &[u8]) -> impl Iterator<Item = &Destination> {
+    fn destinations(&self, from: &[u8]) -> impl Iterator<Item = &Destination> + use<'_> {
         self.to.get(from).into_iter().flat_map(|(_, known)| known)
     }
 }

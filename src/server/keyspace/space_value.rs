@@ -57,11 +57,7 @@ impl Seen {
 
     /// The end of a grace that replicas have not been told of yet; 0 is none.
     pub(super) fn untold(self) -> u64 {
-        if self.is_last() && self.0 & Self::UNTOLD != 0 {
-            GRACE_UNTIL.load(Relaxed)
-        } else {
-            0
-        }
+        if self.is_last() && self.0 & Self::UNTOLD != 0 { GRACE_UNTIL.load(Relaxed) } else { 0 }
     }
 
     pub(super) fn tell(&mut self) {

@@ -5,7 +5,7 @@ use crate::server::ffi::context::Context;
 use crate::server::ffi::error::Outcome;
 use crate::server::module::call::Call;
 use redis_module::raw;
-use std::ffi::{c_int, CString};
+use std::ffi::{CString, c_int};
 use std::ptr;
 
 /// A command: what `COMMAND DOCS` and `COMMAND INFO` tell of it, and its code.

@@ -4,14 +4,14 @@ use crate::server::ffi::args::Arg;
 use crate::server::ffi::context::OwnedString;
 use presence_core::space::{Limits, Retention};
 use redis_module::configuration::{
-    register_enum_configuration, register_i64_configuration, ConfigurationContext,
-    ConfigurationFlags, ConfigurationValue, EnumConfigurationValue,
+    ConfigurationContext, ConfigurationFlags, ConfigurationValue, EnumConfigurationValue,
+    register_enum_configuration, register_i64_configuration,
 };
-use redis_module::{raw, Context, RedisError};
+use redis_module::{Context, RedisError, raw};
 use std::cell::RefCell;
-use std::ffi::{c_char, c_int, c_void, CStr};
-use std::sync::atomic::{AtomicI32, AtomicI64, Ordering::Relaxed};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicI32, AtomicI64, Ordering::Relaxed};
 
 /// A number that can be set.
 struct Number {
@@ -189,11 +189,7 @@ pub fn limits() -> Limits {
 }
 
 pub fn channel_mode() -> ChannelMode {
-    if CHANNEL_MODE.0.load(Relaxed) == 0 {
-        ChannelMode::Global
-    } else {
-        ChannelMode::Sharded
-    }
+    if CHANNEL_MODE.0.load(Relaxed) == 0 { ChannelMode::Global } else { ChannelMode::Sharded }
 }
 
 pub fn with_channel_prefix<T>(use_it: impl FnOnce(&[u8]) -> T) -> T {

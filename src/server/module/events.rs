@@ -11,7 +11,7 @@ use crate::server::keyspace::space_value;
 use crate::server::module::config;
 use crate::server::propagate::propagation_targets;
 use redis_module::raw;
-use std::ffi::{c_char, c_int, c_void, CStr};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 /// Subscribes to everything; to what keys do only where the server can be asked for it.
 pub fn subscribe(ctx: Context, to_keys: bool) -> bool {

@@ -3,7 +3,7 @@
 use crate::server::expiry::expiry_queue;
 use crate::server::module::stats;
 use redis_module::raw;
-use std::ffi::{c_int, CStr};
+use std::ffi::{CStr, c_int};
 
 /// The backlog is counted up to this, so that INFO costs the same whatever is due.
 const MOST_BACKLOG: usize = 10_000;

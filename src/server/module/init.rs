@@ -11,7 +11,7 @@ use crate::server::module::core_commands;
 use crate::server::module::events;
 use crate::server::module::info;
 use crate::server::propagate::propagation_targets;
-use redis_module::{raw, Status};
+use redis_module::{Status, raw};
 use std::ffi::{c_int, c_void};
 
 /// Whether the server offers what the module cannot do without: everything that Redis 7.0 has.

@@ -12,7 +12,7 @@
 
 use crate::server::ffi::context::Context;
 use redis_module::raw;
-use std::ffi::{c_int, c_void, CStr};
+use std::ffi::{CStr, c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 /// So many turns of the server's cron, of which there are ten a second as a rule, are between two

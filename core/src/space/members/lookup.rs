@@ -2,7 +2,7 @@
 
 use super::super::record::SessionRecord;
 use super::super::{Prefetch, Timestamp};
-use super::{user_hash, Members};
+use super::{Members, user_hash};
 use crate::collections::{Fingerprint, IndexLayout, NameHash, Place};
 
 /// What a search for a user begins with, so that it need not be made twice: the hash of the name,
@@ -120,10 +120,8 @@ impl Members {
         if let Some(mark) = self.blocks.mark(id) {
             prefetch(std::ptr::from_ref(mark).cast());
         }
-        if whole {
-            if let Some(record) = self.blocks.get(id) {
-                record.lines().take(1).for_each(prefetch);
-            }
+        if whole && let Some(record) = self.blocks.get(id) {
+            record.lines().take(1).for_each(prefetch);
         }
     }
 

@@ -1,9 +1,9 @@
 //! Keeps the order by lease: see [`super::super::lease_order`].
 
+use super::super::Timestamp;
 use super::super::group::Changed;
 use super::super::lease_order::LOOKAHEAD_MS;
 use super::super::record::{Lease, NONE};
-use super::super::Timestamp;
 use super::Members;
 
 /// The time for this piece of work is over; there is more of it.
@@ -176,10 +176,10 @@ impl Members {
             self.leave_ending(id, before);
             return true;
         }
-        if lease.until() < before.until() {
-            if let Some(indexes) = &mut self.indexes {
-                indexes.leases.shorten(id, lease, &mut self.blocks);
-            }
+        if lease.until() < before.until()
+            && let Some(indexes) = &mut self.indexes
+        {
+            indexes.leases.shorten(id, lease, &mut self.blocks);
         }
         false
     }

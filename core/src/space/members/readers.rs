@@ -3,7 +3,7 @@
 use super::super::group::Group;
 use super::super::record::SessionRecord;
 use super::super::{Prefetch, Timestamp};
-use super::{place_of, user_hash, Lookup, Members, LOOKS_A_MEMBER};
+use super::{LOOKS_A_MEMBER, Lookup, Members, place_of, user_hash};
 use std::collections::HashSet;
 
 /// A user as a reader sees it: the sessions that are live.
@@ -29,7 +29,7 @@ impl<'a> User<'a> {
     }
 
     /// The live sessions, oldest first.
-    pub fn sessions(&self) -> impl Iterator<Item = SessionRecord<'a>> {
+    pub fn sessions(&self) -> impl Iterator<Item = SessionRecord<'a>> + use<'a> {
         let (members, anchor, now) = (self.members, self.anchor, self.now);
         let few = members.few().map(|(_, record)| record);
         let few = few.filter(move |record| record.user() == anchor.user());
@@ -103,17 +103,19 @@ impl Members {
             next = None;
         }
         let mut ready = ready.into_iter();
-        std::iter::from_fn(move || loop {
-            if let Some(entry) = ready.next() {
-                return Some(entry);
+        std::iter::from_fn(move || {
+            loop {
+                if let Some(entry) = ready.next() {
+                    return Some(entry);
+                }
+                let indexes = self.indexes.as_ref()?;
+                let (more, after) = indexes.by_user.next(next?, |id| user_hash(&self.blocks, id));
+                // Each is at another place in memory; the first is looked at next.
+                for record in more.iter().filter_map(|(_, id)| self.record(*id)) {
+                    record.lines().for_each(prefetch);
+                }
+                (ready, next) = (more.into_iter(), after);
             }
-            let indexes = self.indexes.as_ref()?;
-            let (more, after) = indexes.by_user.next(next?, |id| user_hash(&self.blocks, id));
-            // Each is at another place in memory; the first is looked at next.
-            for record in more.iter().filter_map(|(_, id)| self.record(*id)) {
-                record.lines().for_each(prefetch);
-            }
-            (ready, next) = (more.into_iter(), after);
         })
     }
 
