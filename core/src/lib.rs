@@ -30,5 +30,6 @@
 pub mod codec;
 pub mod collections;
 pub mod expiry_queue;
+pub mod glob;
 pub mod json;
 pub mod space;
