@@ -29,6 +29,7 @@ mod leases;
 mod lines;
 mod main_thread;
 mod manual;
+mod manual_settings;
 mod memory;
 mod messages;
 mod moves;

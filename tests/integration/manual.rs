@@ -1,4 +1,4 @@
-//! The pages of the manual: their links, and that each command, setting and field of INFO has its place in them.
+//! The pages of the manual: their links, and that each command, promise and field of INFO has its place in them.
 
 use crate::harness::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -187,27 +187,6 @@ fn tokens(reply: &Value) -> Vec<String> {
         }
     }
     tokens
-}
-
-/// Each setting is in the table of docs/configuration.md with its default, and nothing else is.
-#[test]
-fn every_setting_is_in_the_manual() {
-    let server = Server::start();
-    let real: BTreeMap<String, String> = pairs(&server.connect().ok("CONFIG GET presence.*"))
-        .into_iter()
-        .map(|(name, value)| (name.strip_prefix("presence.").unwrap().to_string(), text(value)))
-        .collect();
-    let table = page("docs/configuration.md");
-    let rows =
-        table.lines().filter(|line| line.starts_with("| `") && !line.contains("`presence.`"));
-    let listed: BTreeMap<String, String> = rows
-        .map(|row| {
-            let cells: Vec<&str> =
-                row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
-            (cells[1].to_string(), cells[2].to_string())
-        })
-        .collect();
-    assert_eq!(listed, real);
 }
 
 /// Each name of a test in docs/concepts.md is a function of a test.
