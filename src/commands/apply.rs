@@ -22,6 +22,7 @@ impl Command for Apply {
         access: Access::Updates,
         flags: "admin",
         categories: "admin dangerous",
+        tips: "",
         args: &[SPACE, ArgSpec::new("batch", ArgKind::String)],
     };
 

@@ -19,6 +19,7 @@ impl Command for Close {
         access: Access::Deletes,
         flags: "",
         categories: "",
+        tips: "",
         args: &[
             SPACE,
             ArgSpec::new(

@@ -16,6 +16,7 @@ impl Command for Count {
         access: Access::Reads,
         flags: "fast",
         categories: "fast",
+        tips: "",
         args: &[SPACE, ArgSpec::word("sessions", "SESSIONS").optional()],
     };
 

@@ -22,6 +22,7 @@ impl Command for Events {
         access: Access::Reads,
         flags: "blocking",
         categories: "blocking",
+        tips: "",
         args: &[
             SPACE,
             ArgSpec::new("id", ArgKind::String).after("AFTER").optional(),

@@ -20,6 +20,7 @@ impl Command for Message {
         access: Access::Updates,
         flags: "deny-oom fast",
         categories: "fast",
+        tips: "",
         args: &[
             SPACE,
             USER,

@@ -20,6 +20,7 @@ impl Command for Offline {
         access: Access::Deletes,
         flags: "fast",
         categories: "fast",
+        tips: "",
         args: &[
             SPACE,
             ArgSpec::new(

@@ -41,6 +41,7 @@ impl Command for Online {
         access: Access::Updates,
         flags: "fast",
         categories: "fast",
+        tips: "",
         args: &[
             SPACE,
             ArgSpec::new(

@@ -18,6 +18,7 @@ impl Command for Publish {
         access: Access::NoKey,
         flags: "admin pubsub may-replicate",
         categories: "admin dangerous pubsub",
+        tips: "",
         args: &[
             ArgSpec::new("channel", ArgKind::String),
             ArgSpec::new("message", ArgKind::String),

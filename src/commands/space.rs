@@ -23,6 +23,7 @@ impl Command for Space {
         access: Access::Reads,
         flags: "",
         categories: "",
+        tips: "",
         args: &[
             SPACE,
             ArgSpec::word("withsessions", "WITHSESSIONS").optional(),

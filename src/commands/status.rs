@@ -18,6 +18,7 @@ impl Command for Status {
         access: Access::Reads,
         flags: "fast",
         categories: "fast",
+        tips: "",
         args: &[SPACE, USER.multiple()],
     };
 

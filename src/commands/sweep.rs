@@ -17,6 +17,7 @@ impl Command for Sweep {
         access: Access::Deletes,
         flags: "",
         categories: "",
+        tips: "",
         args: &[SPACE],
     };
 

@@ -17,6 +17,7 @@ impl Command for Unlink {
         access: Access::Deletes,
         flags: "admin",
         categories: "admin dangerous",
+        tips: "",
         args: &[SPACE],
     };
 

@@ -17,6 +17,7 @@ impl Command for User {
         access: Access::Reads,
         flags: "fast",
         categories: "fast",
+        tips: "",
         args: &[SPACE, USER],
     };
 

@@ -58,6 +58,8 @@ pub struct Spec {
     pub flags: &'static str,
     /// ACL categories beside `write` or `read`.
     pub categories: &'static str,
+    /// Command tips, separated by spaces: they tell clients how to use it in a cluster.
+    pub tips: &'static str,
     pub args: &'static [ArgSpec],
 }
 
@@ -214,6 +216,9 @@ unsafe fn describe(command: *mut raw::RedisModuleCommand, spec: &Spec) -> bool {
     info.summary = leaked(spec.summary);
     info.complexity = leaked(spec.complexity);
     info.since = leaked(spec.since);
+    if !spec.tips.is_empty() {
+        info.tips = leaked(spec.tips);
+    }
     info.arity = spec.arity;
     info.key_specs = key_specs.as_mut_ptr();
     info.args = arg_list(spec.args);
