@@ -3,6 +3,7 @@
 mod apply;
 mod close;
 mod count;
+mod cursor;
 mod events;
 mod message;
 mod offline;

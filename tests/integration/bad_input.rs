@@ -137,6 +137,7 @@ fn unknown_doubled_and_contradicting_options() {
         ("PRESENCE.SPACE s COUNT 1 COUNT 1", "count"),
         ("PRESENCE.SPACE s CURSOR 0 CURSOR 0", "cursor"),
         ("PRESENCE.SPACE s WITHSESSIONS WITHSESSIONS", "withsessions"),
+        ("PRESENCE.SPACE s JSON WITHSESSIONS JSON", "json"),
         ("PRESENCE.COUNT s WHAT", "what"),
         ("PRESENCE.COUNT s SESSIONS SESSIONS", "sessions"),
         ("PRESENCE.COUNT s SESSIONS 1", "1"),

@@ -42,4 +42,5 @@ mod replication;
 mod replication_traffic;
 mod replies;
 mod scripts;
+mod space_json;
 mod transactions;

@@ -310,11 +310,11 @@ pub fn shown(space: &[u8]) -> &[u8] {
 
 // Writing to a Vec cannot fail.
 
-fn write_number(out: &mut Vec<u8>, number: u64) {
+pub fn write_number(out: &mut Vec<u8>, number: u64) {
     let _ = serde_json::to_writer(out, &number);
 }
 
-fn write_text(out: &mut Vec<u8>, text: &[u8]) {
+pub fn write_text(out: &mut Vec<u8>, text: &[u8]) {
     let _ = serde_json::to_writer(out, &String::from_utf8_lossy(text));
 }
 

@@ -365,6 +365,11 @@ impl Members {
         new
     }
 
+    /// Bytes of the records, names and metadata included, in constant time.
+    pub fn record_bytes(&self) -> usize {
+        self.blocks.heap_bytes()
+    }
+
     /// Bytes on the heap, in constant time.
     pub fn heap_bytes(&self) -> usize {
         let groups = self.groups.as_ref();

@@ -20,6 +20,7 @@ mod record;
 mod replay;
 mod requests;
 mod session_store;
+mod space_json;
 mod sweep;
 mod transitions;
 
@@ -29,6 +30,7 @@ pub use event::{Event, Kind, Reason};
 pub use history::{History, Retention};
 pub use members::{Lookup, OutOfTime, SpaceLayout, User};
 pub use record::SessionRecord;
+pub use space_json::SpaceHead;
 
 use crate::collections::allocated;
 use members::Members;
