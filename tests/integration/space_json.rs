@@ -62,7 +62,7 @@ fn space_json_says_what_the_map_says() {
         }
         furnish(&mut c, "s");
         c.ok("PRESENCE.ONLINE s short PX 1");
-        wait_until("a lease to end", SOON, || c.int("PRESENCE.STATUS s short") == 0);
+        wait_until("a lease to end", SOON, || c.ints("PRESENCE.STATUS s short") == [0]);
         both(&mut c, "s", &[]);
         let text = both(&mut c, "s", &["WITHSESSIONS"]);
         // Metadata is not written anew, the unnamed session has no name, and what is absent is no null.
@@ -129,7 +129,7 @@ fn space_json_is_served_everywhere() {
     assert!(c.err("PRESENCE.SPACE text JSON").starts_with("WRONGTYPE"));
     // A read is served when memory is out.
     c.ok("CONFIG SET maxmemory 1");
-    assert_eq!(both(&mut c, "s", &["WITHSESSIONS"]), text);
+    assert_eq!(c.text("PRESENCE.SPACE s WITHSESSIONS JSON"), text);
     c.ok("CONFIG SET maxmemory 0");
 }
 
