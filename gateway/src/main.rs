@@ -1,43 +1,44 @@
 //! Presence over WebSockets, in front of a server with the redis-presence module. See README.md.
 //!
-//! `core` decides and knows no socket. `hub` runs a task a space, `socket` one a client; `feed` subscribes, `store` asks
-//! and tells the server; `web` has what is not a WebSocket, `crowd` the demo's simulated users.
+//! `core` decides, and knows no socket. `hub` has a task per space, `socket` a task per client. `subscriber` subscribes,
+//! `presence` sends the commands. `web` serves what is not a WebSocket, `simulator` the simulated users of the demo.
 
 mod core;
-mod crowd;
-mod feed;
 mod hub;
+mod presence;
+mod random;
 mod settings;
+mod simulator;
 mod socket;
-mod store;
+mod subscriber;
 mod web;
 
 use crate::core::holder::ConnNumbers;
-use crowd::Crowds;
-use feed::Feed;
 use hub::{Hubs, Shared};
+use presence::PresenceClient;
 use settings::Settings;
+use simulator::Simulator;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-use store::Store;
+use subscriber::Subscriber;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 
 /// How long sockets have to close when the gateway ends.
-const GOODBYE: Duration = Duration::from_secs(3);
+const SHUTDOWN: Duration = Duration::from_secs(3);
 
 pub struct App {
     settings: Settings,
-    store: Store,
+    presence: PresenceClient,
     conns: ConnNumbers,
     hubs: Arc<Hubs>,
-    crowds: Crowds,
+    simulator: Simulator,
     connected: Arc<AtomicBool>,
     seats: Arc<Semaphore>,
     restart: watch::Receiver<bool>,
-    figures: Mutex<web::Figures>,
+    stats: Mutex<web::Stats>,
 }
 
 #[tokio::main]
@@ -55,31 +56,32 @@ async fn run() -> Result<(), String> {
     let settings = Settings::from_env()?;
     let url = settings.redis_url.as_str();
     let client = redis::Client::open(url).map_err(|e| format!("REDIS_URL: {e}"))?;
-    let store = Store::connect(url, settings.ttl, &settings.prefix)
+    let presence = PresenceClient::connect(url, settings.ttl, &settings.prefix)
         .await
         .map_err(|e| format!("no server at REDIS_URL: {e}"))?;
-    let prefix = channel_prefix(&store).await?;
+    let prefix = channel_prefix(&presence).await?;
 
     let connected = Arc::new(AtomicBool::new(false));
-    let (feed, requests) = mpsc::unbounded_channel();
-    tokio::spawn(Feed::new(client, requests, connected.clone(), store.clone()).run());
+    let (subscriber, commands) = mpsc::unbounded_channel();
+    tokio::spawn(Subscriber::new(client, commands, connected.clone(), presence.clone()).run());
     let shared = Shared {
-        store: store.clone(),
+        presence: presence.clone(),
         ttl: settings.ttl,
         by_identity: settings.by_identity,
-        crowd: settings.crowd,
+        simulated_users: settings.simulated_users,
     };
+    let gateway_number = random::number().map_err(|e| e.to_string())? as u32;
     let (restart_now, restart) = watch::channel(false);
     let seats = Arc::new(Semaphore::new(settings.max_clients));
     let app = Arc::new(App {
-        hubs: Arc::new(Hubs::new(Arc::new(shared), feed, prefix)),
-        crowds: Crowds::new(store.clone(), settings.crowd),
-        store,
-        conns: ConnNumbers::new(hub::random() as u32),
+        hubs: Arc::new(Hubs::new(Arc::new(shared), subscriber, prefix)),
+        simulator: Simulator::new(presence.clone(), settings.simulated_users),
+        presence,
+        conns: ConnNumbers::new(gateway_number),
         connected,
         seats: seats.clone(),
         restart,
-        figures: Mutex::default(),
+        stats: Mutex::default(),
         settings,
     });
 
@@ -93,18 +95,17 @@ async fn run() -> Result<(), String> {
     let router = axum::Router::new().fallback(web::any).with_state(app);
     tokio::select! {
         ended = axum::serve(listener, router) => return ended.map_err(|e| e.to_string()),
-        () = told_to_end() => {}
+        () = end_requested() => {}
     }
-    // Sessions keep their leases: whoever connects again in time, here or elsewhere, was never gone.
+    // Sessions keep their leases. A client that connects again in time, here or elsewhere, was never gone.
     let _ = restart_now.send(true);
-    let _ = tokio::time::timeout(GOODBYE, seats.acquire_many(all)).await;
+    let _ = tokio::time::timeout(SHUTDOWN, seats.acquire_many(all)).await;
     Ok(())
 }
 
-/// What the module puts in front of a space's name to make its channel. Servers may keep CONFIG from us; then it is the
-/// default.
-async fn channel_prefix(store: &Store) -> Result<String, String> {
-    let mode = store.setting("presence.channel-mode").await;
+/// The setting `presence.channel-prefix`. If the server does not allow CONFIG, it is the default.
+async fn channel_prefix(presence: &PresenceClient) -> Result<String, String> {
+    let mode = presence.setting("presence.channel-mode").await;
     match mode.as_ref().map(Option::as_deref) {
         Ok(Some("sharded")) => {
             return Err(
@@ -114,11 +115,11 @@ async fn channel_prefix(store: &Store) -> Result<String, String> {
         Ok(None) => return Err("the server at REDIS_URL has no presence module".into()),
         _ => {}
     }
-    let prefix = store.setting("presence.channel-prefix").await.ok().flatten();
+    let prefix = presence.setting("presence.channel-prefix").await.ok().flatten();
     Ok(prefix.unwrap_or_else(|| "presence:".into()))
 }
 
-async fn told_to_end() {
+async fn end_requested() {
     let (Ok(mut term), Ok(mut int)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {

@@ -1,4 +1,4 @@
-//! Settings, all from the environment.
+//! Settings, from the environment.
 
 use std::env;
 use std::time::Duration;
@@ -9,19 +9,19 @@ pub struct Settings {
     pub redis_url: String,
     /// The lease of a client, in ms.
     pub ttl: u64,
-    /// How long a session outlives its socket, in ms.
+    /// How long a session stays live after its socket closes, in ms.
     pub linger: u64,
     pub ping: Duration,
-    /// In front of a space's name in Redis.
+    /// What is put in front of a space's name to make its key.
     pub prefix: String,
     pub by_identity: bool,
     pub max_clients: usize,
-    /// Messages that wait for a client before it is too slow.
+    /// Maximum number of messages that wait for one client.
     pub queue: usize,
-    /// Messages a second that a client may send.
+    /// Messages per second that a client may send.
     pub rate: u32,
-    /// Simulated users that a page may ask for; 0: none.
-    pub crowd: usize,
+    /// Simulated users that the page may ask for; 0: none.
+    pub simulated_users: usize,
 }
 
 impl Settings {
@@ -38,7 +38,7 @@ impl Settings {
             max_clients: number("MAX_CLIENTS", 20_000, 1, 1_000_000)? as usize,
             queue: number("QUEUE", 8192, 16, 1_000_000)? as usize,
             rate: number("MESSAGE_RATE", 250, 1, 100_000)? as u32,
-            crowd: number("CROWD", 0, 0, 10_000)? as usize,
+            simulated_users: number("CROWD", 0, 0, 10_000)? as usize,
         })
     }
 }

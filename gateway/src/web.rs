@@ -1,4 +1,4 @@
-//! What is to be had without a WebSocket: the page, /health, /stats.
+//! HTTP without a WebSocket: the page, /health, /stats.
 
 use crate::{App, socket};
 use axum::extract::State;
@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 /// The largest message that a client may send.
 const MAX_MESSAGE: usize = 64 * 1024;
-/// Figures that are younger are not asked for again, however many look at them.
+/// Statistics that are younger are not read again.
 const FRESH: Duration = Duration::from_millis(500);
 
-/// Every path is the space's of a WebSocket; without one a few have something to show. So no space's name is taken.
+/// With a WebSocket every path is a space, so no name is reserved. Without one a few paths have a page.
 pub async fn any(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
     uri: Uri,
@@ -71,27 +71,27 @@ fn health(app: &App) -> Response {
     if app.connected.load(Ordering::Relaxed) {
         return "ok".into_response();
     }
-    (StatusCode::SERVICE_UNAVAILABLE, "the server with the module is not to be had\n")
+    (StatusCode::SERVICE_UNAVAILABLE, "the server with the module is not available\n")
         .into_response()
 }
 
 #[derive(Default)]
-pub struct Figures {
+pub struct Stats {
     json: String,
     at: Option<Instant>,
 }
 
 /// `INFO presence` as JSON, without the prefix of its names.
 async fn stats(app: &App) -> Response {
-    let mut figures = app.figures.lock().await;
-    if figures.at.is_none_or(|at| at.elapsed() > FRESH) {
-        let Ok(info) = app.store.info().await else {
+    let mut stats = app.stats.lock().await;
+    if stats.at.is_none_or(|at| at.elapsed() > FRESH) {
+        let Ok(info) = app.presence.info().await else {
             return (StatusCode::SERVICE_UNAVAILABLE, "{}").into_response();
         };
-        *figures = Figures { json: info_json(&info), at: Some(Instant::now()) };
+        *stats = Stats { json: info_json(&info), at: Some(Instant::now()) };
     }
     let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
-    (headers, figures.json.clone()).into_response()
+    (headers, stats.json.clone()).into_response()
 }
 
 fn info_json(info: &str) -> String {

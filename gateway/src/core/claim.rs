@@ -1,10 +1,10 @@
 //! Who may have which id.
 //!
-//! Ids are shown to everybody in the room, so knowing one proves nothing. Proof is the token that the first message
-//! gives to the id's owner alone; the session's metadata holds its hash, which any gateway can compare. Longhouse's
-//! clients know nothing of tokens: they may come back to an id of their own identity that no socket holds any more
-//! (their connection broke, their gateway died), as Longhouse promises them. Whoever has the token gets the id back
-//! from them at any time, and never the other way round.
+//! Ids are shown to all clients in the room, so knowing an id proves nothing. The proof is the token, which only the
+//! first message to the owner of the id contains. The metadata of the session has the hash of the token, which every
+//! gateway can compare. Longhouse's clients do not know tokens. As Longhouse promises, they get back an id of their own
+//! identity that no socket holds any more: their connection broke, or their gateway died. A client with the token can
+//! take the id from a client without it at any time, but not the other way round.
 
 use super::room::Member;
 
@@ -12,11 +12,11 @@ use super::room::Member;
 pub enum Verdict {
     /// A new id, made by the gateway.
     New,
-    /// The id that was asked for: nobody has it.
+    /// The id that was asked for, which no session has.
     Free,
-    /// The session that is there, which goes on.
+    /// The session that is there. It continues.
     Resume,
-    /// As Resume, if no other gateway holds a socket of it.
+    /// As `Resume`, if no other gateway holds a socket of the session.
     ResumeIfUnheld,
 }
 
@@ -26,17 +26,17 @@ pub struct Asked<'a> {
     pub token: Option<&'a str>,
 }
 
-/// `found`: the member with that id. `held`: a socket of this gateway has it. `by_identity`: whether an id may be had
-/// without a token at all.
+/// `found`: the member with that id. `held`: a socket of this gateway has it. `by_identity`: a client may get an id back
+/// without a token.
 pub fn decide(asked: &Asked, found: Option<&Member>, held: bool, by_identity: bool) -> Verdict {
     let Some(member) = found else { return Verdict::Free };
-    // A session that another program made is not ours to give away.
-    let Some(owner) = &member.meta.owner else { return Verdict::New };
+    // Sessions of other programs have no token.
+    let Some(hash) = &member.meta.token_hash else { return Verdict::New };
     if member.user != asked.identity {
         return Verdict::New;
     }
     match asked.token {
-        Some(token) if token == owner => Verdict::Resume,
+        Some(token) if token == hash => Verdict::Resume,
         Some(_) => Verdict::New,
         None if held || !by_identity => Verdict::New,
         None => Verdict::ResumeIfUnheld,
@@ -49,8 +49,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_takes_anothers_id() {
-        let owner = |owner: &str| Meta { owner: Some(owner.into()), ..Meta::default() };
+    fn nobody_takes_the_id_of_another_client() {
+        let owner = |owner: &str| Meta { token_hash: Some(owner.into()), ..Meta::default() };
         let member = Member::new("alice", "x", 1, owner("hash"));
         let foreign = Member::new("alice", "x", 1, Meta::default());
         let ask = |identity, token, found, held, by_identity| {

@@ -33,7 +33,7 @@ pub enum Kind {
     Leave,
     Message,
     Close,
-    /// Of a later version of the module: numbered like the others, and passed over.
+    /// A type of a later version of the module. It is numbered like the others, and ignored.
     #[serde(other)]
     Other,
 }
@@ -91,14 +91,14 @@ impl Event {
     }
 }
 
-/// What the gateway reads of a session's metadata, and writes into it. Metadata of other programs may be anything;
-/// what is not meant for us is left out, and never shown to clients.
+/// The part of a session's metadata that the gateway reads and writes. Metadata of other programs can be any JSON value;
+/// what the gateway does not know is left out, and never shown to clients.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Meta {
     pub username: String,
     pub status: String,
-    /// The hash of the token that proves whose session this is. Only sessions made by a gateway have one.
-    pub owner: Option<String>,
+    /// The hash of the token, in the metadata as `owner`. Only sessions of gateways have one.
+    pub token_hash: Option<String>,
 }
 
 impl Meta {
@@ -107,7 +107,7 @@ impl Meta {
         Meta {
             username: text("username").unwrap_or_default(),
             status: text("status").unwrap_or_default(),
-            owner: text("owner"),
+            token_hash: text("owner"),
         }
     }
 
@@ -115,10 +115,10 @@ impl Meta {
         serde_json::from_str(json).map(|v| Meta::of(&v)).unwrap_or_default()
     }
 
-    /// Always the same bytes for the same contents: the module compares metadata byte by byte.
+    /// The same bytes for the same contents, because the module compares metadata byte by byte.
     pub fn json(&self) -> String {
         serde_json::json!({
-            "owner": self.owner, "status": self.status, "username": self.username
+            "owner": self.token_hash, "status": self.status, "username": self.username
         })
         .to_string()
     }
@@ -146,7 +146,8 @@ mod tests {
         )
         .unwrap();
         assert_eq!((event.kind, &*event.user, &*event.session), (Kind::Remove, "a|b", "*"));
-        let meta = Meta { username: "A".into(), status: String::new(), owner: Some("h".into()) };
+        let meta =
+            Meta { username: "A".into(), status: String::new(), token_hash: Some("h".into()) };
         assert_eq!(event.meta, meta);
         let close = Event::parse(br#"{"id":"7-4","space":"s","type":"close","users":0,"at":1}"#);
         assert_eq!(close.unwrap().kind, Kind::Close);
@@ -160,7 +161,8 @@ mod tests {
         for json in ["null", "[]", "5", "{}", "\"owner\"", "{\"owner\":{}}", "broken"] {
             assert_eq!(Meta::parse(json), Meta::default(), "{json}");
         }
-        let meta = Meta { username: "\"".into(), status: "é".into(), owner: Some("x".into()) };
+        let meta =
+            Meta { username: "\"".into(), status: "é".into(), token_hash: Some("x".into()) };
         assert_eq!(Meta::parse(&meta.json()), meta);
     }
 }

@@ -18,7 +18,7 @@ pub enum Step {
     Ask,
 }
 
-/// `last`: the last event that was applied. `ended_epoch`: an epoch that is over, as the server has said since.
+/// `last`: the last event that was applied. `ended_epoch`: an epoch that has ended, as the server has said since.
 pub fn step(last: EventId, ended_epoch: Option<u64>, event: EventId) -> Step {
     if event.epoch == last.epoch {
         return match last.seq.checked_add(1) {
@@ -34,7 +34,7 @@ pub fn step(last: EventId, ended_epoch: Option<u64>, event: EventId) -> Step {
 }
 
 /// A reply of `PRESENCE.EVENTS space AFTER last`.
-pub struct Since {
+pub struct EventsAfter {
     /// The id of the last event of the space.
     pub id: EventId,
     /// The events do not continue what came up to `last`.
@@ -42,7 +42,7 @@ pub struct Since {
     pub events: Vec<Event>,
 }
 
-impl Since {
+impl EventsAfter {
     /// Whether these are all events after `last`. If not, read the snapshot.
     pub fn continues(&self, last: EventId) -> bool {
         let mut at = last;
@@ -83,9 +83,9 @@ mod tests {
         }
     }
 
-    fn since(last: &str, gap: bool, ids: &[&str]) -> Since {
+    fn since(last: &str, gap: bool, ids: &[&str]) -> EventsAfter {
         let events = ids.iter().map(|i| event(id(i), Kind::Message, "")).collect();
-        Since { id: id(last), gap, events }
+        EventsAfter { id: id(last), gap, events }
     }
 
     #[test]
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn late_events_of_an_epoch_that_is_over_are_asked_about_once() {
+    fn late_events_of_an_ended_epoch_are_asked_about_once() {
         assert_eq!(step(id("6-9"), None, id("5-8")), Step::Ask);
         assert_eq!(step(id("6-9"), Some(5), id("5-9")), Step::Skip);
         assert_eq!(step(id("6-9"), Some(5), id("7-10")), Step::Ask);
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn what_does_not_continue() {
         let last = id("5-7");
-        // As the server says it: lost events, history that is over, a space of another life or of none.
+        // Replies of a correct server: lost events, events that are no longer kept, a space that was deleted.
         for reply in [
             since("6-8", true, &["6-8"]),
             since("5-6", true, &[]),
@@ -142,7 +142,7 @@ mod tests {
         ] {
             assert!(!reply.continues(last));
         }
-        // As it should not say it.
+        // Replies that a correct server does not send.
         for reply in [
             since("5-9", false, &["5-9"]),
             since("5-9", false, &["5-8"]),
@@ -207,15 +207,15 @@ mod tests {
             self.channel.push_back(event);
         }
 
-        fn events_after(&self, after: EventId) -> Since {
+        fn events_after(&self, after: EventId) -> EventsAfter {
             let Some(space) = &self.space else {
-                return Since { id: EventId::default(), gap: true, events: Vec::new() };
+                return EventsAfter { id: EventId::default(), gap: true, events: Vec::new() };
             };
             let known = space.lines.iter().any(|&(e, n)| e == after.epoch && after.seq <= n);
             let events: Vec<Event> =
                 space.history.iter().filter(|e| e.id.seq > after.seq).cloned().collect();
             let whole = events.len() as u64 == self.last().seq.saturating_sub(after.seq);
-            Since { id: self.last(), gap: !known || !whole, events }
+            EventsAfter { id: self.last(), gap: !known || !whole, events }
         }
 
         fn snapshot(&self) -> Room {

@@ -8,6 +8,7 @@
 //! A connection that got a new random id writes no mark: nobody held that id before.
 
 use super::room::Key;
+use crate::random::hex;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -50,9 +51,7 @@ pub fn holder_key(space: &str, (user, session): &Key) -> String {
         }
     }
     key.push(':');
-    for byte in &digest.finalize()[..16] {
-        let _ = write!(key, "{byte:02x}");
-    }
+    key.push_str(&hex(digest.finalize().iter().take(16)));
     key
 }
 

@@ -1,10 +1,13 @@
-//! What the gateway decides, without a socket, a server or a clock: who is in a room, who may have which id, what is
-//! said to whom in which words.
+//! What the gateway decides, without a socket, a server or a clock: who is in a room, who may have which id, and which
+//! messages clients get.
 
+pub mod action;
 pub mod claim;
 pub mod event;
 pub mod follow;
+pub mod hello;
 pub mod holder;
+pub mod peer;
 pub mod protocol;
 pub mod room;
 pub mod time;

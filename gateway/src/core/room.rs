@@ -1,4 +1,4 @@
-//! Who is in a space: a snapshot, and the events since.
+//! The sessions of a space: a snapshot, and the events since then.
 
 use super::event::{Event, EventId, Kind, Meta};
 use super::follow::{Step, step};
@@ -16,7 +16,7 @@ pub struct Member {
     pub session: String,
     pub joined_at: u64,
     pub meta: Meta,
-    /// What clients know it by.
+    /// The id that clients are shown.
     pub id: String,
     /// `{"id":…,"identity":…,"joinedAt":…,"username":…}`
     pub json: String,
@@ -51,16 +51,16 @@ impl Member {
     }
 }
 
-/// A gateway's session is shown by its name. Others, whose names need not be unique in the space (everybody's "phone"),
-/// by user and session, which no id of a gateway's session looks like: those have no slash.
+/// A session of a gateway is shown by its name. The names of other sessions are not unique in the space (each user's
+/// "phone"), so they are shown by user and session. An id of a gateway's session has no slash, so the two never collide.
 fn shown_id(user: &str, session: &str, meta: &Meta) -> String {
-    if meta.owner.is_some() {
+    if meta.token_hash.is_some() {
         return session.into();
     }
     format!("{}/{session}", user.replace('%', "%25").replace('/', "%2F"))
 }
 
-/// What clients are told.
+/// A change of what clients are shown.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     Joined(Arc<Member>),
@@ -68,12 +68,12 @@ pub enum Change {
     Updated(Arc<Member>),
 }
 
-/// What became of an event.
+/// What the room did with an event.
 #[derive(Debug, PartialEq)]
 pub enum Offer {
     /// It was known already.
     Old,
-    /// Something before it may be missing: nothing was done, and the server is to be asked.
+    /// Events before it may be missing. Nothing was done: ask the server.
     Ask,
     Applied(Vec<Change>),
 }
@@ -82,11 +82,11 @@ pub enum Offer {
 pub struct Room {
     /// The last event that is in it.
     pub last: EventId,
-    /// An epoch that is over, see `follow::step`.
+    /// An epoch that has ended, see `follow::step`.
     ended_epoch: Option<u64>,
     members: HashMap<Key, Arc<Member>>,
-    /// Sessions by shown id, the one that came first in front. Only that one is shown: should two gateways have given
-    /// the same id to two users in the same moment, nobody sees one id twice.
+    /// Sessions by shown id, oldest first. Only the oldest is shown: if two gateways give the same id to two users at
+    /// the same moment, clients do not see an id twice.
     by_id: HashMap<String, Vec<Key>>,
     shown: BTreeMap<(u64, Key), Arc<Member>>,
 }
@@ -109,12 +109,12 @@ impl Room {
         self.members.get(self.by_id.get(id)?.first()?)
     }
 
-    /// How many sessions have this id: more than one only for the moment it takes to put that right.
+    /// The number of sessions with this id. It is more than one only for a moment, until the gateways correct it.
     pub fn count_id(&self, id: &str) -> usize {
         self.by_id.get(id).map_or(0, Vec::len)
     }
 
-    /// Who is shown, in the order of coming.
+    /// The members that are shown, in the order of their joins.
     pub fn shown(&self) -> impl Iterator<Item = &Arc<Member>> {
         self.shown.values()
     }
@@ -127,7 +127,7 @@ impl Room {
         }
     }
 
-    /// The server was asked after an event of this epoch arrived. If the room is not in this epoch now, it is over.
+    /// The server was asked after an event of this epoch arrived. If the room is not in this epoch now, it has ended.
     pub fn note_ended_epoch(&mut self, epoch: u64) {
         if self.last.epoch != epoch {
             self.ended_epoch = Some(epoch);
@@ -158,12 +158,12 @@ impl Room {
         changes
     }
 
-    /// Becomes `fresh`; what differs is what has changed.
+    /// Becomes `fresh`. Returns the differences.
     pub fn become_room(&mut self, fresh: Room) -> Vec<Change> {
         let old = std::mem::replace(self, fresh);
         let mut changes = Vec::new();
         for (place, member) in &old.shown {
-            if !self.shown.contains_key(place) || self.shown[place].id != member.id {
+            if self.shown.get(place).is_none_or(|now| now.id != member.id) {
                 changes.push(Change::Left(member.clone()));
             }
         }
@@ -187,7 +187,7 @@ impl Room {
                 return;
             }
             if was.id != member.id || was.joined_at != member.joined_at {
-                // Another life of it, whose end is not among what we have: an end and a beginning.
+                // Another session of this name, and the end of the former one was missed: an end and a beginning.
                 self.remove(&key, changes);
             }
         }
@@ -197,7 +197,7 @@ impl Room {
         if !same_id.contains(&key) {
             same_id.push(key.clone());
         }
-        if same_id[0] == key {
+        if same_id.first() == Some(&key) {
             self.shown.insert((member.joined_at, key), member.clone());
             changes.push(if known { Change::Updated(member) } else { Change::Joined(member) });
         }
@@ -234,7 +234,7 @@ mod tests {
             user: user.into(),
             session: session.into(),
             joined_at: 100,
-            meta: Meta { owner: Some("h".into()), ..Meta::default() },
+            meta: Meta { token_hash: Some("h".into()), ..Meta::default() },
             reason: None,
             message: None,
             users: 0,
@@ -287,8 +287,8 @@ mod tests {
     }
 
     #[test]
-    fn what_a_snapshot_holds_already_is_told_once() {
-        let owner = Meta { owner: Some("h".into()), ..Meta::default() };
+    fn events_that_a_snapshot_contains_are_no_changes() {
+        let owner = Meta { token_hash: Some("h".into()), ..Meta::default() };
         let mut room = Room::new(EventId { epoch: 1, seq: 4 }, [Member::new("a", "1", 100, owner)]);
         assert_eq!(room.offer(&event(4, Kind::Join, "a", "1")), Offer::Old);
         assert_eq!(offer(&mut room, event(5, Kind::Join, "a", "1")), [""; 0]);
@@ -324,9 +324,9 @@ mod tests {
     }
 
     #[test]
-    fn a_new_snapshot_is_told_as_what_differs() {
+    fn a_new_snapshot_gives_the_differences() {
         let owner = |status: &str| Meta {
-            owner: Some("h".into()),
+            token_hash: Some("h".into()),
             status: status.into(),
             ..Meta::default()
         };
@@ -348,7 +348,7 @@ mod tests {
     #[test]
     fn shown_as_json() {
         let meta =
-            Meta { username: "Al \"x\"".into(), status: "hi".into(), owner: Some("h".into()) };
+            Meta { username: "Al \"x\"".into(), status: "hi".into(), token_hash: Some("h".into()) };
         let member = Member::new("al|*", "id", 1_433_538_566_480, meta);
         assert_eq!(
             member.json,

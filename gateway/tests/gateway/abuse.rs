@@ -25,7 +25,7 @@ impl Numbers {
     }
 }
 
-/// Whole messages, cut, shuffled and glued.
+/// Valid messages, cut, changed and put together.
 #[tokio::test]
 async fn strange_messages() {
     let server = Server::start().await;
@@ -60,7 +60,7 @@ async fn strange_messages() {
                 Err(bytes) => Message::binary(bytes.into_bytes()),
             };
             client.ws.send(message).await.unwrap();
-            // Its answers are read, so that it is not the slow one.
+            // Its replies are read, so that it is not too slow.
             if round % 2 == 0 {
                 client.so_far().await;
             }
@@ -113,9 +113,9 @@ async fn strange_bytes() {
     assert_eq!(gateway.get("/health").await.0, 200);
 }
 
-/// Who does not read is dropped, and says nothing to anybody's harm; its session is its own until the lease ends.
+/// A client that does not read is closed. The others are not affected, and its session stays live until the lease ends.
 #[tokio::test]
-async fn a_slow_client_goes_and_the_others_stay() {
+async fn a_slow_client_is_closed_and_the_others_stay() {
     let server = Server::start().await;
     let settings = [("QUEUE", "64"), ("MESSAGE_RATE", "100000")];
     let gateway = Gateway::with(&server, &settings).await;
@@ -150,9 +150,9 @@ async fn a_slow_client_goes_and_the_others_stay() {
     assert!(reader.so_far().await.iter().all(|m| m["event"] != "remote leave"));
 }
 
-/// Told why, where it reads at last.
+/// A slow client that reads in the end gets the reason.
 #[tokio::test]
-async fn a_slow_client_is_told() {
+async fn a_slow_client_gets_the_reason() {
     let server = Server::start().await;
     let gateway = Gateway::with(&server, &[("QUEUE", "16"), ("MESSAGE_RATE", "100000")]).await;
     let mut slow = gateway.connect_with("/s?identity=slow", WebSocketConfig::default()).await;

@@ -4,8 +4,8 @@ use crate::chromium::{Browser, Tab};
 use crate::harness::*;
 use std::path::Path;
 
-/// Opens the page and comes in, as a person would.
-async fn come_in(browser: &Browser, gateway: &Gateway, name: &str, room: &str) -> Tab {
+/// Opens the page and joins, as a person does.
+async fn join_by_page(browser: &Browser, gateway: &Gateway, name: &str, room: &str) -> Tab {
     let tab = browser.open(&format!("http://{}/?room={room}", gateway.address)).await;
     tab.until("document.getElementById('room').value !== ''").await;
     tab.eval("document.getElementById('name').value = ''; document.getElementById('name').focus()")
@@ -21,15 +21,15 @@ async fn two_tabs() {
     let Some(browser) = Browser::start().await else { return };
     let server = Server::start().await;
     let gateway = Gateway::with(&server, &[("LINGER_MS", "500")]).await;
-    let one = come_in(&browser, &gateway, "Ada", "r").await;
+    let one = join_by_page(&browser, &gateway, "Ada", "r").await;
     one.shows("#people", "Ada (you)").await;
     one.shows("#people", "1 session").await;
-    let two = come_in(&browser, &gateway, "Ada", "r").await;
+    let two = join_by_page(&browser, &gateway, "Ada", "r").await;
     for tab in [&one, &two] {
         tab.shows("#people", "2 sessions").await;
         assert_eq!(tab.text("#users").await, "1");
     }
-    let other = come_in(&browser, &gateway, "<b>Grace & co</b>", "r").await;
+    let other = join_by_page(&browser, &gateway, "<b>Grace & co</b>", "r").await;
     one.shows("#people", "<b>Grace & co</b>").await;
     one.shows("#events", "join").await;
 
@@ -47,7 +47,7 @@ async fn two_tabs() {
         tab.shows("#events", "update").await;
     }
 
-    // Ids as the module gave them, without a hole.
+    // The ids of the module, without a gap.
     let seqs =
         "[...document.querySelectorAll('#events .id')].map((e) => +e.innerText.split('-')[1])";
     let seqs: Vec<i64> = serde_json::from_value(one.eval(seqs).await).unwrap();
@@ -67,12 +67,12 @@ async fn two_tabs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reload_is_seen_by_nobody() {
+async fn a_reload_is_invisible() {
     let Some(browser) = Browser::start().await else { return };
     let server = Server::start().await;
     // No loaded machine reloads a page slower than that.
     let gateway = Gateway::with(&server, &[("LINGER_MS", "60000")]).await;
-    let tab = come_in(&browser, &gateway, "Ada", "r").await;
+    let tab = join_by_page(&browser, &gateway, "Ada", "r").await;
     let mut watcher = gateway.join("/r?identity=watcher").await;
     let id = "JSON.parse(sessionStorage.getItem('id')).id";
     let before = tab.eval(id).await;
@@ -84,7 +84,7 @@ async fn a_reload_is_seen_by_nobody() {
         assert_eq!(tab.eval(id).await, before);
     }
     assert!(watcher.so_far().await.is_empty(), "no leave, no join");
-    assert_eq!(server.story("r").await, ["join Ada", "join watcher"]);
+    assert_eq!(server.events("r").await, ["join Ada", "join watcher"]);
     assert_eq!(tab.complaints(), [""; 0]);
 }
 
@@ -97,7 +97,7 @@ async fn the_gateway_crashes() {
     let gateway = Gateway::start(&server).await;
     let address = gateway.address.clone();
     let port = address.rsplit(':').next().unwrap().to_string();
-    let tab = come_in(&browser, &gateway, "Ada", "r").await;
+    let tab = join_by_page(&browser, &gateway, "Ada", "r").await;
     watcher.next().await;
     gateway.kill();
     tab.shows("#connection", "Connecting again").await;
@@ -109,8 +109,8 @@ async fn the_gateway_crashes() {
     tab.type_text("still here").await;
     tab.key("Enter").await;
     tab.shows("#messages", "still here").await;
-    assert!(watcher.so_far().await.is_empty(), "nobody was gone");
-    assert_eq!(server.story("r").await, ["join watcher", "join Ada", "message Ada"]);
+    assert!(watcher.so_far().await.is_empty(), "no session ended");
+    assert_eq!(server.events("r").await, ["join watcher", "join Ada", "message Ada"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -118,7 +118,7 @@ async fn a_thousand_come_and_crash() {
     let Some(browser) = Browser::start().await else { return };
     let server = Server::start().await;
     let gateway = Gateway::with(&server, &[("CROWD", "1000")]).await;
-    let tab = come_in(&browser, &gateway, "Ada", "r").await;
+    let tab = join_by_page(&browser, &gateway, "Ada", "r").await;
     tab.shows("#come", "1,000").await;
     tab.click("#come").await;
     tab.until("document.getElementById('users').innerText === '1,001'").await;
@@ -128,8 +128,8 @@ async fn a_thousand_come_and_crash() {
     tab.until("document.getElementById('users').innerText === '1'").await;
     tab.shows("#events", "timeout").await;
     assert_eq!(tab.eval("document.querySelectorAll('#dots i').length").await, 0);
-    let story = server.story("r").await;
-    assert!(story.iter().all(|e| e.ends_with("(timeout)")), "the last that is kept: {story:?}");
+    let events = server.events("r").await;
+    assert!(events.iter().all(|e| e.ends_with("(timeout)")), "the last events: {events:?}");
     assert_eq!(tab.complaints(), [""; 0]);
 }
 
@@ -168,7 +168,7 @@ async fn for_everybody() {
     }
     assert!(controls >= 9, "{controls}");
 
-    // Who comes is said.
+    // A join is announced.
     let _bob = gateway.join("/lobby?identity=Bob").await;
     tab.shows("#announce", "Bob came").await;
 
@@ -198,7 +198,7 @@ async fn screenshot() {
     let browser = Browser::start().await.expect("a browser");
     let server = Server::start().await;
     let gateway = Gateway::with(&server, &[("CROWD", "1000")]).await;
-    let tab = come_in(&browser, &gateway, "Ada", "lobby").await;
+    let tab = join_by_page(&browser, &gateway, "Ada", "lobby").await;
     tab.size(1100, 880).await;
     tab.click("#come").await;
     tab.until("document.getElementById('users').innerText === '1,001'").await;

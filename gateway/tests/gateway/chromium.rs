@@ -72,7 +72,7 @@ impl Browser {
             address = line.trim().strip_prefix("DevTools listening on ").map(str::to_string);
             all += &line;
         }
-        // It goes on talking, and must not be kept from it.
+        // It continues to write, and must not block.
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
         let mut config = tokio_tungstenite::tungstenite::protocol::WebSocketConfig::default();
         config.max_message_size = None;

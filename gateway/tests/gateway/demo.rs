@@ -1,4 +1,4 @@
-//! What goes beyond Longhouse, for the page: events, messages, status, simulated users.
+//! What the page uses beyond Longhouse's protocol: events, messages, status, simulated users.
 
 use crate::harness::*;
 
@@ -29,24 +29,24 @@ async fn events_messages_and_status() {
     let path = format!("/s?identity=alice&events=1&id={}&token={}", alice.id(), alice.token());
     let again = gateway.join(&path).await;
     assert_eq!(again.own()["status"], "away");
-    // To go at once, without linger.
+    // A leave at once, without the linger.
     alice = again;
     alice.send(r#"{"action":"leave"}"#).await;
     alice.until_close().await;
     eventually("the leave", async || server.count("s").await == 1).await;
-    assert_eq!(server.story("s").await.last().unwrap(), "leave alice (offline)");
+    assert_eq!(server.events("s").await.last().unwrap(), "leave alice (offline)");
 }
 
 #[tokio::test]
-async fn a_crowd_comes_and_crashes() {
+async fn simulated_users_join_and_crash() {
     let server = Server::start().await;
     let gateway = Gateway::with(&server, &[("CROWD", "300")]).await;
     let mut alice = gateway.join("/s?identity=alice&events=1").await;
     assert_eq!(alice.first["crowd"], 300);
     alice.send(r#"{"action":"crowd","do":"come"}"#).await;
     alice.send(r#"{"action":"crowd","do":"come"}"#).await; // one is enough
-    eventually("the crowd", async || server.count("s").await == 301).await;
-    // It stays, longer than its lease.
+    eventually("the simulated users", async || server.count("s").await == 301).await;
+    // They stay for longer than their lease.
     tokio::time::sleep(ms(5000)).await;
     assert_eq!(server.count("s").await, 301);
     alice.send(r#"{"action":"crowd","do":"crash"}"#).await;
@@ -67,7 +67,7 @@ async fn a_crowd_comes_and_crashes() {
 }
 
 #[tokio::test]
-async fn crowds_have_their_limits() {
+async fn simulations_are_limited() {
     let server = Server::start().await;
     let gateway = Gateway::start(&server).await;
     let mut client = gateway.join("/s?identity=a").await;

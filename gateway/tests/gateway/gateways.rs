@@ -1,9 +1,9 @@
-//! Several gateways over one server, and what happens when one of them, or the server, goes.
+//! Several gateways with one server, and what happens when one of them, or the server, ends.
 
 use crate::harness::*;
 
 #[tokio::test]
-async fn a_gateway_that_dies_takes_nobody_with_it() {
+async fn sessions_survive_a_gateway_that_dies() {
     let server = Server::start().await;
     let (one, two) = (Gateway::start(&server).await, Gateway::start(&server).await);
     let mut watcher = two.join("/s?identity=watcher").await;
@@ -22,12 +22,12 @@ async fn a_gateway_that_dies_takes_nobody_with_it() {
         assert_eq!(again.identities().len(), 21);
         *client = again;
     }
-    assert!(watcher.so_far().await.is_empty(), "nobody was gone");
-    assert_eq!(server.story("s").await.len(), 21);
+    assert!(watcher.so_far().await.is_empty(), "no session ended");
+    assert_eq!(server.events("s").await.len(), 21);
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_ended_lets_them_come_back_too() {
+async fn sessions_survive_a_gateway_that_is_ended() {
     let server = Server::start().await;
     let (one, two) =
         (Gateway::with(&server, &[("LINGER_MS", "1")]).await, Gateway::start(&server).await);
@@ -43,7 +43,7 @@ async fn a_gateway_that_is_ended_lets_them_come_back_too() {
 }
 
 #[tokio::test]
-async fn one_subscription_a_space() {
+async fn one_subscription_per_space() {
     let server = Server::start().await;
     let gateway = Gateway::start(&server).await;
     let mut clients = Vec::new();
@@ -74,7 +74,7 @@ async fn sessions_of_other_programs_are_seen() {
         (&carol["client"]["identity"], &carol["client"]["id"]),
         (&json!("carol"), &json!("carol/phone"))
     );
-    // Theirs are not to be had.
+    // Their ids cannot be taken over.
     for id in ["phone", "bob%2Fphone"] {
         let mut client = gateway.connect(&format!("/s?identity=bob&id={id}")).await;
         let first = client.next().await;
@@ -108,7 +108,7 @@ async fn the_server_restarts() {
     assert!(alice.so_far().await.is_empty());
 }
 
-/// Whatever the subscription misses, the events make up for.
+/// The gateway reads the events that the subscription missed.
 #[tokio::test]
 async fn a_subscription_that_breaks_misses_nothing() {
     let server = Server::start().await;
@@ -150,7 +150,7 @@ async fn too_much_was_missed_for_the_history() {
         })
         .await;
     detailed.so_far().await;
-    // All of it while nobody listens.
+    // All of this while nothing is subscribed.
     let mut commands = vec!["CLIENT KILL TYPE pubsub".to_string()];
     commands.extend((1..=9).map(|n| format!("PRESENCE.ONLINE s user{n}")));
     commands.push("PRESENCE.OFFLINE s user5".into());
@@ -172,7 +172,7 @@ async fn too_much_was_missed_for_the_history() {
     assert_eq!(resync["clients"].as_array().unwrap().len(), 10);
 }
 
-/// A connection to a server that hangs looks like any other; only asking shows it.
+/// A connection to a server that hangs looks like a quiet one. Only a request shows the difference.
 #[tokio::test]
 async fn the_server_hangs() {
     let server = Server::start().await;

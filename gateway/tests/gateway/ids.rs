@@ -1,4 +1,4 @@
-//! Coming back to one's id, and keeping everybody else from it.
+//! Clients get their id back, and other clients do not get it.
 
 use crate::harness::*;
 
@@ -15,17 +15,17 @@ async fn coming_back_is_no_event() {
     let second = gateway.join(&format!("/s?identity=alice&username=Al&id={id}")).await;
     assert_eq!((second.id(), second.own()), (id.clone(), own.clone()));
     second.drop_connection();
-    // With the proof.
+    // With the token.
     let third = gateway.join(&format!("/s?identity=alice&username=Al&id={id}&token={token}")).await;
     assert_eq!((third.id(), third.own()), (id.clone(), own.clone()));
     assert_eq!(third.token(), token);
     assert!(watcher.so_far().await.is_empty());
-    assert_eq!(server.story("s").await, ["join watcher", "join alice"]);
+    assert_eq!(server.events("s").await, ["join watcher", "join alice"]);
     assert_eq!(server.count("s").await, 2);
 }
 
 #[tokio::test]
-async fn an_id_that_nobody_has_can_be_had() {
+async fn an_unused_id_is_free() {
     let server = Server::start().await;
     let gateway = Gateway::with(&server, &[("LINGER_MS", "50")]).await;
     let first = gateway.join("/s?identity=alice&id=my-own").await;
@@ -40,7 +40,7 @@ async fn an_id_that_nobody_has_can_be_had() {
 }
 
 #[tokio::test]
-async fn nobody_takes_over_an_id() {
+async fn no_other_client_takes_over_an_id() {
     let server = Server::start().await;
     let (one, two) = (Gateway::start(&server).await, Gateway::start(&server).await);
     let mut alice = one.join("/s?identity=alice").await;
@@ -61,7 +61,7 @@ async fn nobody_takes_over_an_id() {
             alice.expect("remote leave", &own).await;
         }
     }
-    // After her connection broke, her identity may come back, and another may not.
+    // After her connection broke, her identity gets the id back, and another identity does not.
     let token = alice.token();
     alice.drop_connection();
     let mallory = two.join(&format!("/s?identity=mallory&id={id}")).await;
@@ -71,13 +71,13 @@ async fn nobody_takes_over_an_id() {
         back.id() == id
     })
     .await;
-    // The owner gets it back from whoever has it.
+    // The owner gets it back from a client without the token.
     let mut squatter = two.join(&format!("/s?identity=alice&id={id}")).await;
     if squatter.id() != id {
         // The last one's socket was still open.
         squatter = eventually_join(&two, &format!("/s?identity=alice&id={id}"), &id).await;
     }
-    assert!(squatter.token().is_empty(), "the token is for the owner alone");
+    assert!(squatter.token().is_empty(), "only the owner gets the token");
     let owner = one.join(&format!("/s?identity=alice&id={id}&token={token}")).await;
     assert_eq!(owner.id(), id);
     let (messages, code) = squatter.until_close().await;
@@ -98,7 +98,7 @@ async fn eventually_join(gateway: &Gateway, path: &str, id: &str) -> Client {
 }
 
 #[tokio::test]
-async fn only_with_the_token_where_that_is_wanted() {
+async fn only_with_the_token_if_so_configured() {
     let server = Server::start().await;
     let gateway = Gateway::with(&server, &[("RESUME_BY_IDENTITY", "0")]).await;
     let alice = gateway.join("/s?identity=alice").await;
@@ -126,7 +126,7 @@ async fn one_id_for_two_at_the_same_moment() {
     }
 }
 
-/// A tab that was duplicated, and both of them with the token: the later one has it, and not neither.
+/// A duplicated tab, both with the token: exactly one of them keeps the id.
 #[tokio::test]
 async fn the_owner_twice_at_the_same_moment() {
     let server = Server::start().await;
@@ -141,17 +141,17 @@ async fn the_owner_twice_at_the_same_moment() {
             message = a.next_or_close() => (message, false),
             message = b.next_or_close() => (message, true),
         };
-        let loser = loser.expect("it is told why");
+        let loser = loser.expect("a reason");
         assert!(text_of(&loser["error"]).contains("newer connection"), "round {round}: {loser}");
         alice = if a_stays { a } else { b };
         alice.send(r#"{"action":"ping"}"#).await;
         assert!(alice.so_far().await.is_empty(), "round {round}");
     }
-    assert_eq!(server.story("s").await, ["join alice"]);
+    assert_eq!(server.events("s").await, ["join alice"]);
 }
 
 #[tokio::test]
-async fn no_secret_is_told() {
+async fn no_secret_is_sent() {
     let server = Server::start().await;
     let gateway = Gateway::start(&server).await;
     let mut bob = gateway.join("/s?identity=bob&events=1").await;

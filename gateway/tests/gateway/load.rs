@@ -1,9 +1,9 @@
-//! Many at once.
+//! Many clients.
 
 use crate::harness::*;
 use std::collections::HashSet;
 
-/// Everybody ends up knowing everybody, by the list and the joins after it, each once.
+/// Each client learns of all others, by the list and the joins after it, once each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_of_150_joins() {
     let server = Server::start().await;
@@ -25,7 +25,7 @@ async fn a_burst_of_150_joins() {
     }
 }
 
-/// 2,000 sockets in 40 rooms: everybody gets in, everybody's ping and cursor is served, nobody is lost.
+/// 2,000 sockets in 40 rooms: all get in, and all pings and cursors are served.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_thousand_sockets() {
     const ROOMS: usize = 40;
@@ -63,7 +63,7 @@ async fn two_thousand_sockets() {
             assert_eq!(known, EACH);
         }
     }
-    // All of them go at once.
+    // All of them leave at once.
     let subscribed: Vec<String> = server.ask("PUBSUB CHANNELS presence:*").await;
     assert_eq!(subscribed.len(), ROOMS);
     drop(rooms);

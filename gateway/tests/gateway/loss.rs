@@ -2,9 +2,9 @@
 
 use crate::harness::*;
 
-/// A room that is gone without an event. Who comes back with id and token gets in at the first try.
+/// A room that was deleted without an event. A client that comes back with id and token gets in at the first attempt.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_comes_back_to_a_deleted_room_gets_in_at_once() {
+async fn a_client_that_comes_back_to_a_deleted_room_gets_in_at_once() {
     let server = Server::start().await;
     let gateway = Gateway::start(&server).await;
     for (n, loss) in
@@ -32,7 +32,7 @@ async fn who_comes_back_to_a_deleted_room_gets_in_at_once() {
 
 /// A client whose ping is answered by "no such session" proves that the room is out of date.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_ping_tells_everybody_that_the_room_is_gone() {
+async fn one_ping_shows_that_the_room_is_deleted() {
     let server = Server::start().await;
     let gateway = Gateway::start(&server).await;
     let mut clients = Vec::new();
@@ -74,7 +74,7 @@ async fn comes_back_without_the_last_event(own: bool) {
     link.cut();
     server.restart_from_snapshot().await;
     let _: i64 = server.ask("PRESENCE.ONLINE s late SESSION phone PX 600000").await;
-    link.mend();
+    link.restore();
     if let Some(mut lost) = lost {
         assert_eq!(lost.until_close().await.1, Some(4001));
     }
@@ -104,7 +104,7 @@ async fn the_server_comes_back_without_the_last_client() {
     comes_back_without_the_last_event(true).await;
 }
 
-/// Nothing was lost: nobody is told anything, whatever epoch the events are in.
+/// Nothing was lost: clients are told nothing, in whichever epoch the events are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_server_comes_back_with_everything() {
     let mut server = Server::start().await;
@@ -120,7 +120,7 @@ async fn the_server_comes_back_with_everything() {
         server.restart_from_snapshot().await;
         let user = format!("user{round}");
         let _: i64 = server.ask(&format!("PRESENCE.ONLINE s {user} SESSION phone PX 600000")).await;
-        link.mend();
+        link.restore();
         let join = plain.next().await;
         assert_eq!(
             (&join["event"], &join["client"]["identity"]),

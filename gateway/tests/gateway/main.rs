@@ -1,5 +1,12 @@
 //! Black-box tests: real servers with the module, real gateways, real sockets, a real browser.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a panic fails the test and names the line"
+)]
+
 mod chromium;
 mod harness;
 
@@ -12,3 +19,4 @@ mod load;
 mod loss;
 mod moves;
 mod protocol;
+mod rights;

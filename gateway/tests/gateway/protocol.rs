@@ -33,7 +33,7 @@ async fn the_first_message_and_remote_events() {
     bob.drop_connection();
     alice.expect("remote leave", &left).await;
     assert_eq!(server.count("lobby").await, 1);
-    // Of itself it has heard nothing.
+    // It has received nothing about itself.
     assert!(alice.so_far().await.is_empty());
 }
 
@@ -59,7 +59,7 @@ async fn a_lease_ends_unless_pinged() {
     assert_eq!(messages.last().unwrap(), &json!({"event": "expired"}));
     assert_eq!(code, Some(4001));
     assert_eq!(server.count("s").await, 1);
-    assert_eq!(server.story("s").await, ["join quiet", "join lively", "leave quiet (timeout)"]);
+    assert_eq!(server.events("s").await, ["join quiet", "join lively", "leave quiet (timeout)"]);
 }
 
 #[tokio::test]
@@ -85,7 +85,11 @@ async fn cursors_go_to_the_others_and_renew() {
     alice.send(cursor).await;
     for client in [&mut bob, &mut carol] {
         let mut got = client.next().await;
-        assert_eq!(got["clientId"], alice.id().as_str(), "who it was, and not who it said");
+        assert_eq!(
+            got["clientId"],
+            alice.id().as_str(),
+            "the real sender, and not the one in the message"
+        );
         let mut sent: Json = serde_json::from_str(cursor).unwrap();
         sent.as_object_mut().unwrap().remove("clientId");
         got.as_object_mut().unwrap().remove("clientId");
@@ -94,7 +98,7 @@ async fn cursors_go_to_the_others_and_renew() {
     assert!(lease().await > before);
     assert!(alice.so_far().await.is_empty(), "not to oneself");
     assert!(other.so_far().await.is_empty(), "not to another space");
-    assert_eq!(server.story("s").await.len(), 3, "cursors are no events");
+    assert_eq!(server.events("s").await.len(), 3, "cursors are no events");
 }
 
 #[tokio::test]
@@ -115,7 +119,7 @@ async fn errors() {
     client.send(r#"{"action":"ping"}"#).await;
     assert!(client.so_far().await.is_empty());
     assert_eq!(server.count("s").await, 1);
-    // A key that holds something else is said, and harmless.
+    // A key of another type is an error.
     let _: String = server.ask("SET text 1").await;
     let (messages, _) = gateway.connect("/text?identity=a").await.until_close().await;
     assert!(text_of(&messages[0]["error"]).contains("WRONGTYPE"), "{messages:?}");
@@ -170,7 +174,7 @@ async fn a_space_that_is_closed_or_deleted() {
     let (messages, _) = gateway.connect("/s?identity=a").await.until_close().await;
     assert!(text_of(&messages[0]["error"]).contains("closed"), "{messages:?}");
 
-    // Deleting is silent; it is noticed all the same.
+    // A deletion publishes nothing, and the gateway finds it.
     let mut pinging = gateway.join("/t?identity=a").await;
     let _: i64 = server.ask("DEL t").await;
     pinging.send(r#"{"action":"ping"}"#).await;
@@ -201,5 +205,5 @@ async fn what_is_not_a_socket() {
     assert_eq!((code, &stats["users"]), (200, &json!(1)));
     server.kill();
     eventually("bad health", async || gateway.get("/health").await.0 == 503).await;
-    assert!(Gateway::try_with(&server.url(), &[]).is_none(), "no server, and it says so");
+    assert!(Gateway::try_with(&server.url(), &[]).is_none(), "there is no server");
 }
