@@ -5,7 +5,7 @@
 
 use crate::harness::*;
 use crate::history::{ask, waiting};
-use crate::proxy::Proxy;
+
 use crate::replication::{primary, replica_of, sync};
 use rand::Rng;
 use rand::rngs::StdRng;

@@ -2,7 +2,7 @@
 
 use crate::cluster::{AGREED, FAITHFUL_MS, Given, LATE, Leases, folds_to_nobody, never_too_early};
 use crate::harness::*;
-use crate::proxy::Proxy;
+
 use crate::replication::*;
 use rand::Rng;
 use std::collections::{BTreeMap, BTreeSet};

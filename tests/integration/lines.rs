@@ -2,7 +2,7 @@
 
 use crate::harness::*;
 use crate::history::{answer, aside, ask, waiter, waiting};
-use crate::proxy::Proxy;
+
 use crate::replication::{primary, replica_of, same, sync};
 
 type Id = (i64, u64);

@@ -10,7 +10,6 @@
 // A helper that only some files use is no dead code.
 #[allow(dead_code)]
 mod harness;
-mod proxy;
 
 mod adversarial;
 mod backlog;

@@ -1,7 +1,7 @@
 //! The network between a primary and its replicas fails: what is made up for, and what a replica does meanwhile.
 
 use crate::harness::*;
-use crate::proxy::Proxy;
+
 use crate::replication::*;
 use rand::Rng;
 use std::collections::BTreeMap;

@@ -36,7 +36,6 @@ mod generator;
 mod history;
 mod nemesis;
 mod nodes;
-mod proxy;
 mod report;
 
 use std::time::{Duration, Instant};

@@ -6,7 +6,6 @@ use crate::generator::{Fault, Plan, SPACES, Topology, Trip};
 use crate::harness::*;
 use crate::history::{AWAY, Era, Loss, Op, Reading, Reply, Round, What};
 use crate::nodes::{Node, Place, Recorder, mark, offset, read_all, replication, wait};
-use crate::proxy::Cut;
 use std::sync::RwLockWriteGuard;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -555,12 +554,12 @@ impl<'a> Cluster<'a> {
 
     fn cut_off(&self, node: usize, how: Cut) {
         if let Some(above) = self.upstream[node] {
-            self.nodes[above].proxy.cut(self.nodes[node].proxy.port, how);
+            self.nodes[above].proxy.cut_replica(self.nodes[node].proxy.port, how);
         }
     }
 
     fn heal(&self) {
-        self.nodes.iter().for_each(|node| node.proxy.heal());
+        self.nodes.iter().for_each(|node| node.proxy.mend());
     }
 
     /// Waits until all links are up, and all nodes have the history of the primary: a replica's own replica may be up

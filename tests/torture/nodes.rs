@@ -3,7 +3,7 @@
 use crate::generator::{DEFAULT_LEASE, Plan, SPACES};
 use crate::harness::*;
 use crate::history::{Event, Heard, Reading, SessionRead, SpaceRead, Stream, Who};
-use crate::proxy::Proxy;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};

@@ -57,8 +57,8 @@ async fn one_ping_shows_that_the_room_is_deleted() {
 async fn comes_back_without_the_last_event(own: bool) {
     let mut server = Server::start().await;
     let _: String = server.ask("CONFIG SET appendonly no").await;
-    let link = Proxy::start(&server).await;
-    let gateway = Gateway::try_with(&link.url(), &[]).unwrap();
+    let link = Proxy::to(server.port);
+    let gateway = Gateway::try_with(&url_of(&link), &[]).unwrap();
     let mut stays = gateway.join("/s?identity=stays").await;
     let mut detailed = gateway.join("/s?identity=detailed&events=1").await;
     stays.so_far().await;
@@ -74,7 +74,7 @@ async fn comes_back_without_the_last_event(own: bool) {
     link.cut();
     server.restart_from_snapshot().await;
     let _: i64 = server.ask("PRESENCE.ONLINE s late SESSION phone PX 600000").await;
-    link.restore();
+    link.mend();
     if let Some(mut lost) = lost {
         assert_eq!(lost.until_close().await.1, Some(4001));
     }
@@ -109,8 +109,8 @@ async fn the_server_comes_back_without_the_last_client() {
 async fn the_server_comes_back_with_everything() {
     let mut server = Server::start().await;
     let _: String = server.ask("CONFIG SET appendonly no").await;
-    let link = Proxy::start(&server).await;
-    let gateway = Gateway::try_with(&link.url(), &[]).unwrap();
+    let link = Proxy::to(server.port);
+    let gateway = Gateway::try_with(&url_of(&link), &[]).unwrap();
     let mut plain = gateway.join("/s?identity=plain").await;
     let mut detailed = gateway.join("/s?identity=detailed&events=1").await;
     plain.so_far().await;
@@ -120,7 +120,7 @@ async fn the_server_comes_back_with_everything() {
         server.restart_from_snapshot().await;
         let user = format!("user{round}");
         let _: i64 = server.ask(&format!("PRESENCE.ONLINE s {user} SESSION phone PX 600000")).await;
-        link.restore();
+        link.mend();
         let join = plain.next().await;
         assert_eq!(
             (&join["event"], &join["client"]["identity"]),

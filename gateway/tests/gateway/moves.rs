@@ -86,7 +86,7 @@ async fn make(fault: Fault, server: &Server, links: &[Proxy; 2], stop: Arc<Atomi
                     .collect();
                 cut.iter().for_each(|link| link.cut());
                 tokio::time::sleep(ms(60)).await;
-                cut.iter().for_each(|link| link.restore());
+                cut.iter().for_each(|link| link.mend());
             }
         }
         tokio::time::sleep(ms(90)).await;
@@ -97,10 +97,10 @@ async fn make(fault: Fault, server: &Server, links: &[Proxy; 2], stop: Arc<Atomi
 async fn everybody_moves(linger: Option<&str>, order: Order) {
     let server = Server::start().await;
     let _: String = server.ask("CONFIG SET presence.history-length 100000").await;
-    let links = [Proxy::start(&server).await, Proxy::start(&server).await];
+    let links = [Proxy::to(server.port), Proxy::to(server.port)];
     let settings: Vec<(&str, &str)> = linger.map(|ms| ("LINGER_MS", ms)).into_iter().collect();
     let gateways =
-        [&links[0], &links[1]].map(|link| Gateway::try_with(&link.url(), &settings).unwrap());
+        [&links[0], &links[1]].map(|link| Gateway::try_with(&url_of(link), &settings).unwrap());
     let other = Gateway::start(&server).await;
     // Without a linger, a client whose old socket closes before it has a new one is gone in between.
     let silent = linger != Some("0") || order == Order::ConnectThenClose;

@@ -8,28 +8,22 @@
 
 mod client;
 mod gateway;
-mod proxy;
 mod server;
 
 pub use client::Client;
 pub use gateway::Gateway;
-pub use presence_testkit::{Signal, not_tested, signal};
-pub use proxy::Proxy;
+pub use presence_testkit::{Proxy, Signal, ms, not_tested, signal};
 pub use serde_json::{Value as Json, json};
 pub use server::Server;
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 pub use tokio_tungstenite::tungstenite::Message;
 
 /// Enough time for anything that must happen immediately, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(20);
 
-pub fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
-
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// The address of the server behind a proxy.
+pub fn url_of(proxy: &Proxy) -> String {
+    format!("redis://127.0.0.1:{}", proxy.port)
 }
 
 /// Polls a condition. Fails the test after `SOON`.

@@ -1,78 +1,19 @@
 //! A server with the module.
 
-use super::{Json, SOON, Signal, free_port, ms, signal, text_of};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use super::{Json, SOON, Signal, signal, text_of};
+use presence_testkit::Stop;
+use std::io::Write;
 
 pub struct Server {
-    dir: tempfile::TempDir,
+    process: presence_testkit::Server,
     pub port: u16,
-    child: Option<Child>,
-    append_only: bool,
 }
 
 impl Server {
     pub async fn start() -> Server {
-        let mut dir = tempfile::Builder::new().prefix("gateway-test-").tempdir().unwrap();
-        for _ in 0..20 {
-            let mut server = Server { dir, port: free_port(), child: None, append_only: true };
-            if server.launch().await {
-                return server;
-            }
-            dir = server.take_dir();
-        }
-        panic!("no free port found");
-    }
-
-    fn take_dir(&mut self) -> tempfile::TempDir {
-        std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap())
-    }
-
-    /// False if another process took the port first.
-    async fn launch(&mut self) -> bool {
-        let module = std::env::var_os("PRESENCE_MODULE").map_or_else(
-            || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/release/presence.so")),
-            PathBuf::from,
-        );
-        let program = std::env::var_os("PRESENCE_SERVER").unwrap_or_else(|| "redis-server".into());
-        let program = match PathBuf::from(&program).components().count() {
-            1 => PathBuf::from(program),
-            _ => std::path::absolute(program).unwrap(),
-        };
-        let conf = format!(
-            "port {}\nbind 127.0.0.1\ndir {}\nsave \"\"\nappendonly {}\nappendfsync no\nlogfile log\n\
-             crash-log-enabled no\nenable-debug-command yes\nloadmodule {}\n",
-            self.port,
-            self.dir.path().display(),
-            if self.append_only { "yes" } else { "no" },
-            module.canonicalize().expect("the module: make build").display()
-        );
-        std::fs::write(self.dir.path().join("redis.conf"), conf).unwrap();
-        let child = Command::new(program)
-            .arg(self.dir.path().join("redis.conf"))
-            .current_dir(self.dir.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("start the server");
-        self.child = Some(child);
-        let end = Instant::now() + SOON;
-        loop {
-            if let Ok(mut c) = self.try_connect().await {
-                let pong: redis::RedisResult<String> = redis::cmd("PING").query_async(&mut c).await;
-                if pong.is_ok() {
-                    return true;
-                }
-            }
-            if self.child.as_mut().unwrap().try_wait().unwrap().is_some() {
-                let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-                assert!(log.contains("Address already in use"), "the server did not start: {log}");
-                return false;
-            }
-            assert!(Instant::now() < end, "the server does not answer");
-            tokio::time::sleep(ms(20)).await;
-        }
+        let settings = [("appendonly", "yes"), ("appendfsync", "no")];
+        let process = presence_testkit::Server::with(&settings);
+        Server { port: process.port, process }
     }
 
     async fn try_connect(&self) -> redis::RedisResult<redis::aio::MultiplexedConnection> {
@@ -155,32 +96,24 @@ impl Server {
 
     /// SIGKILL, and a start with the append-only file.
     pub async fn restart(&mut self) {
-        self.kill();
-        assert!(self.launch().await, "the port is taken");
+        self.process.restart(Stop::Kill);
     }
 
     /// SIGKILL, and a start with the last snapshot.
     pub async fn restart_from_snapshot(&mut self) {
-        self.kill();
-        self.append_only = false;
-        assert!(self.launch().await, "the port is taken");
+        let conf = self.process.dir().join("redis.conf");
+        let mut conf = std::fs::OpenOptions::new().append(true).open(conf).unwrap();
+        // The last of two lines counts.
+        writeln!(conf, "appendonly no").unwrap();
+        self.restart().await;
     }
 
     /// With STOP the server does not reply any more; with CONT it continues.
     pub fn signal(&self, which: Signal) {
-        signal(self.child.as_ref().expect("it runs").id(), which);
+        signal(self.process.pid(), which);
     }
 
     pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.kill();
+        self.process.stop(Stop::Kill);
     }
 }
