@@ -1,14 +1,15 @@
 //! `PRESENCE.EVENTS`: what happened in a space, and what happens next.
 
-use super::parse;
-use crate::server::blocking::blocked_clients::{self, Wait, Waiter};
-use crate::server::ffi::args::{integer, set_once};
-use crate::server::ffi::context::Context;
-use crate::server::ffi::error::{Error, Outcome};
+use super::{news, parse};
+use crate::server::blocking::blocked_clients::{self, Wait};
+use crate::server::blocking::space_waits::{AwaitedSpace, Since, SpaceWait, Waiter};
+use crate::server::ffi::args::set_once;
+use crate::server::ffi::clock::Clock;
+use crate::server::ffi::context::{Context, OwnedString};
+use crate::server::ffi::error::Outcome;
 use crate::server::keyspace::key::SpaceReadGuard;
 use crate::server::module::call::Call;
 use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, SPACE, Spec};
-use crate::server::module::config;
 
 pub struct Events;
 
@@ -37,75 +38,59 @@ impl Command for Events {
         let (mut after, mut count, mut block) = (None, None, None);
         while args.left() > 0 {
             if args.take_word("AFTER") {
-                let value = args.value_of("AFTER")?;
-                let value = if value == b"$" { None } else { Some(parse::event_id(value)?) };
-                set_once(&mut after, value, "AFTER")?;
+                set_once(&mut after, news::after(args.value_of("AFTER")?)?, "AFTER")?;
             } else if args.take_word("COUNT") {
                 set_once(&mut count, parse::count(&mut args)?, "COUNT")?;
             } else if args.take_word("BLOCK") {
-                let value = integer(args.value_of("BLOCK")?)
-                    .ok_or_else(|| Error::new("timeout is not an integer or out of range"))?;
-                set_once(&mut block, parse::timeout(value, call.now())?, "BLOCK")?;
+                set_once(&mut block, news::block(&mut args, call.now())?, "BLOCK")?;
             } else {
                 return Err(args.unknown_option());
             }
         }
         let mut space = call.read(name)?;
-        let last_id = space.as_ref().map_or((0, 0), |space| space.last_id());
         let count = count.unwrap_or(usize::MAX);
-        // Without AFTER all that is kept is told, and nothing is said to be missing.
-        let after = after.map(|after| after.unwrap_or(last_id));
+        let after = after.map(|after| after.unwrap_or_else(|| news::last_id(space.as_ref())));
         let epoch = space.as_ref().map(|space| space.last_id().0);
-        let waiter = Waiter { has_news, reply };
-        let mut wait = Wait { waiter, after, count, epoch };
+        let since = Since { epoch, after };
         if let Some(block) = block.filter(|_| !call.ctx.may_not_block())
-            && !has_news(space.as_ref(), &wait, call.now())
+            && !news::has_news(name.bytes(), space.as_ref(), &since, call.now())
         {
             drop(space);
-            match blocked_clients::wait(call.ctx, name, wait, block) {
-                Ok(()) => return Ok(()),
-                // The server does not block this client: it gets what there is.
-                Err(not_blocked) => wait = not_blocked,
+            let wait = SpaceWait {
+                waiter: Waiter { has_news: news::has_news, reply: reply_to_waiting },
+                db: call.ctx.db(),
+                spaces: vec![AwaitedSpace { name: name.bytes().to_vec(), since }],
+                count,
+            };
+            // If the server does not block this client, the client gets what there is.
+            if blocked_clients::wait(call.ctx, Wait::Spaces(wait), block).is_ok() {
+                return Ok(());
             }
             space = call.read(name)?;
         }
-        reply(call.ctx, space.as_ref(), &wait, call.now());
+        reply(call.ctx, name.bytes(), space.as_ref(), &since, count, call.now());
         Ok(())
     }
 }
 
-/// Whether there is something to tell: events, or that some are missing, or that the space is not
-/// the one that was there when the client began to wait.
-fn has_news(space: Option<&SpaceReadGuard>, wait: &Wait, now: u64) -> bool {
-    // Another epoch is another space, or a new line of history, whose first event is news.
-    let epoch = space.map(|space| space.last_id().0);
-    if wait.epoch.is_some() && wait.epoch != epoch {
-        return true;
+/// The reply to a client that has waited, as things are now.
+fn reply_to_waiting(ctx: Context, wait: &SpaceWait) {
+    let Some(AwaitedSpace { name, since }) = wait.spaces.first() else { return };
+    let (clock, key) = (Clock::default(), OwnedString::new(name));
+    match SpaceReadGuard::open(ctx, key.as_arg(), &clock) {
+        Ok(space) => reply(ctx, name, space.as_ref(), since, wait.count, clock.now()),
+        Err(error) => ctx.reply_error(&error),
     }
-    let Some(space) = space else { return is_gone(wait) };
-    let (gap, mut events) = space.events_after(wait.from(), now, config::retention());
-    (gap && wait.after.is_some()) || events.next().is_some()
 }
 
-/// Whether there were events that are not there with the space.
-fn is_gone(wait: &Wait) -> bool {
-    wait.after.is_some_and(|after| after != (0, 0))
-}
-
-/// The reply, as things are at `now`.
-fn reply(ctx: Context, space: Option<&SpaceReadGuard>, wait: &Wait, now: u64) {
+fn reply(
+    ctx: Context,
+    name: &[u8],
+    space: Option<&SpaceReadGuard>,
+    since: &Since,
+    count: usize,
+    now: u64,
+) {
     ctx.reply_map(3);
-    ctx.reply_bulk(b"id");
-    ctx.reply_id(space.map_or((0, 0), |space| space.last_id()));
-    ctx.reply_bulk(b"gap");
-    let Some(space) = space else {
-        ctx.reply_bool(is_gone(wait));
-        ctx.reply_bulk(b"events");
-        ctx.reply_array(0);
-        return;
-    };
-    let (gap, events) = space.events_after(wait.from(), now, config::retention());
-    ctx.reply_bool(gap && wait.after.is_some());
-    ctx.reply_bulk(b"events");
-    ctx.reply_array_of(|| events.take(wait.count).map(|text| ctx.reply_bulk(text)).count());
+    news::reply_entries(ctx, name, space, since, count, now);
 }

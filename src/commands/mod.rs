@@ -6,10 +6,12 @@ mod count;
 mod cursor;
 mod events;
 mod message;
+mod news;
 mod offline;
 mod online;
 mod parse;
 mod publish;
+mod read;
 mod reply;
 mod space;
 mod status;
@@ -28,6 +30,7 @@ pub const TABLE: &[Registration] = &[
     row::<space::Space>(),
     row::<count::Count>(),
     row::<events::Events>(),
+    row::<read::Read>(),
     row::<message::Message>(),
     row::<close::Close>(),
     row::<apply::Apply>(),

@@ -880,6 +880,8 @@ fn word(rng: &mut StdRng) -> Vec<u8> {
         b"COUNT",
         b"WITHSESSIONS",
         b"AFTER",
+        b"SPACES",
+        b"MATCH",
         b"$",
         b"1-1",
         b"0-0",
@@ -942,10 +944,11 @@ fn sensible(rng: &mut StdRng, key: &[u8]) -> Vec<Vec<u8>> {
     let session = ["", "a", "b", "c"].choose(rng).unwrap();
     let ttl = [1, 10, 100, 1000, 60_000].choose(rng).copied().unwrap();
     let id = format!("{}-{}", now_ms() - rng.random_range(0..1000), rng.random_range(0..30));
-    match rng.random_range(0..13) {
+    match rng.random_range(0..14) {
         9 => args!["PRESENCE.MESSAGE", key, user, "text", "SESSION", session],
         10 => args!["PRESENCE.EVENTS", key, "AFTER", id, "COUNT", rng.random_range(0..9)],
         11 => args!["PRESENCE.EVENTS", key],
+        13 => args!["PRESENCE.READ", "COUNT", 3, "SPACES", key, "s1", id, "0"],
         12 if rng.random_bool(0.1) => args!["PRESENCE.CLOSE", key, "PX", ttl / 10 + 1],
         0..3 => args![
             "PRESENCE.ONLINE",

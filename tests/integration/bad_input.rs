@@ -85,6 +85,8 @@ fn wrong_arity() {
         "PRESENCE.USER s a b",
         "PRESENCE.SPACE",
         "PRESENCE.COUNT",
+        "PRESENCE.READ",
+        "PRESENCE.READ SPACES s",
     ] {
         f.refused(line, &["wrong number of arguments"]);
     }
@@ -407,6 +409,10 @@ fn numbers_have_one_form() {
         "PRESENCE.EVENTS s AFTER #",
         "PRESENCE.EVENTS s AFTER #-1",
         "PRESENCE.EVENTS s AFTER 1-#",
+        "PRESENCE.READ COUNT # SPACES s 0",
+        "PRESENCE.READ BLOCK # SPACES s 0",
+        "PRESENCE.READ SPACES s t 0 #-1",
+        "PRESENCE.READ SPACES s 1-#",
     ];
     for call in calls {
         for form in forms {
@@ -445,6 +451,7 @@ fn another_type_at_the_key() {
             "PRESENCE.SPACE K WITHSESSIONS COUNT 1",
             "PRESENCE.COUNT K",
             "PRESENCE.COUNT K SESSIONS",
+            "PRESENCE.READ SPACES other K 0 0",
         ] {
             let error = f.c.err(line.replace('K', key));
             assert!(error.starts_with("WRONGTYPE "), "{line}: {error}");
@@ -587,6 +594,8 @@ fn calls(space: &str) -> Vec<Vec<Vec<u8>>> {
         args!["PRESENCE.COUNT", space],
         args!["PRESENCE.EVENTS", space],
         args!["PRESENCE.EVENTS", space, "AFTER", "$", "BLOCK", 1],
+        args!["PRESENCE.READ", "SPACES", space, "0"],
+        args!["PRESENCE.READ", "BLOCK", 1, "SPACES", "other", space, "$", "$"],
         args!["PRESENCE.MESSAGE", space, "a", "hello"],
         args!["PRESENCE.CLOSE", space],
     ]

@@ -741,6 +741,7 @@ fn commands_go_by_key_and_events_reach_every_node_once() {
                 "SPACE room",
                 "COUNT room",
                 "EVENTS room BLOCK 0",
+                "READ BLOCK 0 SPACES room 0",
                 "MESSAGE room u m",
                 "CLOSE room",
                 "_SWEEP room",

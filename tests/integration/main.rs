@@ -36,6 +36,7 @@ mod partitions;
 mod persistence;
 mod propagation_targets;
 mod quickstart;
+mod read;
 mod renamed;
 mod replication;
 mod replication_traffic;

@@ -162,7 +162,7 @@ fn every_command_is_in_the_manual() {
             panic!("docs/commands.md has no heading {upper}")
         };
         let syntax = section.split("```").nth(1).unwrap();
-        assert!(syntax.contains(&format!("{upper} space")), "{upper}: {syntax}");
+        assert!(syntax.trim_start().starts_with(&format!("{upper} ")), "{upper}: {syntax}");
         let section = section.split("\n## ").next().unwrap();
         for part in ["**Reply:**", "**Complexity:**"] {
             assert!(section.contains(part), "{upper} has no {part}");

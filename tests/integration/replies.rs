@@ -61,6 +61,12 @@ fn calls() -> Vec<Vec<Vec<u8>>> {
             "PRESENCE.EVENTS # AFTER $ BLOCK",
             "PRESENCE.EVENTS # AFTER x BLOCK 1",
             "PRESENCE.EVENTS # BLOCK 1 BLOCK 1",
+            "PRESENCE.READ SPACES # 0",
+            "PRESENCE.READ COUNT 1 SPACES # other 0 $",
+            "PRESENCE.READ BLOCK 1 SPACES # other $ $",
+            "PRESENCE.READ BLOCK 20 SPACES other # other # $ $ $ 0",
+            "PRESENCE.READ SPACES # other 0",
+            "PRESENCE.READ BLOCK -1 SPACES # 0",
         ] {
             let waits = rest.ends_with("BLOCK 60000") && key == "none";
             if !waits {
@@ -278,6 +284,16 @@ fn a_connection_that_wants_no_replies_gets_none() {
     }
 }
 
+/// Fails the test unless this is a reply to READ: null, or an array of maps.
+#[track_caller]
+fn read(reply: &Value) {
+    if *reply != Value::Nil {
+        for entry in items(reply) {
+            fields(entry, ["space", "id", "gap", "events"]);
+        }
+    }
+}
+
 /// Fails the test unless this is a reply to EVENTS.
 #[track_caller]
 fn told(reply: &Value) {
@@ -325,11 +341,15 @@ fn every_wait_ends_with_one_reply() {
     let server = Server::start();
     let mut admin = server.connect();
     for end in ENDS {
-        for resp3 in [false, true] {
+        for (resp3, by_read) in [(false, false), (false, true), (true, false), (true, true)] {
             prepare(&mut admin);
             let mut c = if resp3 { server.connect3() } else { server.connect() };
             let id = c.int("CLIENT ID").to_string();
-            c.send(format!("PRESENCE.EVENTS s AFTER $ {LONG}")).unwrap();
+            if by_read {
+                c.send(format!("PRESENCE.READ {LONG} SPACES none s none $ $ $")).unwrap();
+            } else {
+                c.send(format!("PRESENCE.EVENTS s AFTER $ {LONG}")).unwrap();
+            }
             c.send("ECHO behind").unwrap();
             wait_until("the client to wait", SOON, || blocked(&mut admin) == "1");
             for step in end.replace("{id}", &id).split(" | ") {
@@ -339,6 +359,7 @@ fn every_wait_ends_with_one_reply() {
             let first = c.recv();
             assert!(ended.elapsed() < SOON, "{end}: the wait went on for {:?}", ended.elapsed());
             match &first {
+                Ok(reply) if by_read => read(reply),
                 Ok(reply) => told(reply),
                 Err(e) => assert!(
                     e.starts_with("WRONGTYPE ")

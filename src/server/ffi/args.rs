@@ -48,6 +48,11 @@ impl<'a> Args<'a> {
         Args { args, next: 1, head: None }
     }
 
+    /// Of a command whose first argument is not the name of a space.
+    pub fn without_space(args: &'a [Arg<'a>]) -> Self {
+        Args { args, next: 1, head: args.get(1).map(|arg| arg.bytes()) }
+    }
+
     fn advance(&mut self) {
         self.next += 1;
         self.head = self.args.get(self.next).map(|arg| arg.bytes());

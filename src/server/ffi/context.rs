@@ -1,6 +1,7 @@
 //! A call of the server into the module, and what can be asked of the server during it.
 
 use crate::server::ffi::args::Arg;
+use crate::server::module::command::READS_KEY;
 use crate::server::module::config::ChannelMode;
 use crate::server::module::core_commands::{self, DEL, PUBLISH, SPUBLISH, UNLINK};
 use redis_module::raw;
@@ -95,6 +96,22 @@ impl Context {
             | raw::REDISMODULE_CTX_FLAGS_MULTI
             | raw::REDISMODULE_CTX_FLAGS_LUA;
         self.flags() & denied != 0
+    }
+
+    /// Whether the server does not run the command but asks which of the arguments are keys.
+    pub fn is_asked_for_keys(self) -> bool {
+        // SAFETY: the context is that of the call going on.
+        unsafe { api!(RedisModule_IsKeysPositionRequest(self.0)) != 0 }
+    }
+
+    /// Says which arguments are keys that the command reads.
+    pub fn tell_read_keys(self, positions: std::ops::Range<usize>) {
+        for position in positions.filter_map(|position| c_int::try_from(position).ok()) {
+            // SAFETY: the server asks for the keys, in the context of this call.
+            unsafe {
+                api!(RedisModule_KeyAtPosWithFlags(self.0, position, READS_KEY as c_int));
+            }
+        }
     }
 
     /// Whether the command is part of a transaction or of a script.
@@ -422,6 +439,12 @@ impl Context {
     pub fn reply_null(self) {
         // SAFETY: as in `reply_integer`.
         unsafe { api!(RedisModule_ReplyWithNull(self.0)) };
+    }
+
+    /// Null where others get an array: RESP2 tells the two apart.
+    pub fn reply_null_array(self) {
+        // SAFETY: as in `reply_integer`.
+        unsafe { api!(RedisModule_ReplyWithNullArray(self.0)) };
     }
 
     pub fn reply_bulk(self, bytes: &[u8]) {

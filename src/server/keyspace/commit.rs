@@ -2,7 +2,7 @@
 
 use super::datatype;
 use super::key::{SpaceWriteGuard, Value};
-use crate::server::blocking::blocked_clients;
+use crate::server::blocking::space_waits;
 use crate::server::expiry::expiry_queue;
 use crate::server::ffi::clock::server_time;
 use crate::server::module::config;
@@ -82,7 +82,7 @@ impl<'a> SpaceWriteGuard<'a> {
             // It has begun its new line, if one was due, or whoever decides has not asked for it.
             self.held().seen.set_line_due(false);
             self.ctx.signal_modified(name);
-            blocked_clients::wake(db, name.bytes());
+            space_waits::wake(db, name.bytes());
         }
         if !change_set.is_renewal() || self.held().may_be_due_before(change_set.earliest_lease()) {
             self.see_to_expiry_queue();

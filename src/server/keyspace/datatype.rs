@@ -1,6 +1,6 @@
 //! The space as a value of the server: saved, loaded, copied, measured, freed.
 
-use crate::server::blocking::blocked_clients;
+use crate::server::blocking::space_waits;
 use crate::server::expiry::expiry_queue;
 use crate::server::ffi::args::Arg;
 use crate::server::ffi::context::Context;
@@ -283,7 +283,7 @@ unsafe extern "C" fn unlink(ctx: *mut raw::RedisModuleKeyOptCtx, value: *const c
     // SAFETY: the context is that of this callback.
     let db = unsafe { api!(RedisModule_GetDbIdFromOptCtx(ctx)) };
     expiry_queue::forget(db, name);
-    blocked_clients::wake(db, name);
+    space_waits::wake(db, name);
     key_moves::left(db, name);
     // SAFETY: the server passes a value of our type, and frees it after this callback.
     let (epoch, _) = unsafe { value_of(value) }.space.last_id();

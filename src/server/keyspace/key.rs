@@ -1,6 +1,6 @@
 //! A space in the keyspace: opened, changed, and its changes handed on.
 
-use crate::server::blocking::blocked_clients;
+use crate::server::blocking::space_waits;
 use crate::server::expiry::expiry_queue;
 use crate::server::expiry::sweep;
 use crate::server::ffi::args::Arg;
@@ -253,7 +253,7 @@ pub fn arrived(ctx: Context, name: Arg<'_>) {
     let Ok(Some(mut held)) = key.value() else { return };
     // SAFETY: as in `SpaceReadGuard::open`.
     unsafe { held.as_mut() }.arrived(key.db(), name.bytes());
-    blocked_clients::wake(key.db(), name.bytes());
+    space_waits::wake(key.db(), name.bytes());
     sweep::arm(ctx, ctx.now());
 }
 
@@ -273,6 +273,6 @@ pub unsafe fn repair(key: *mut raw::RedisModuleKey, db: i32, name: &[u8]) -> boo
     let Some(held) = held else { return false };
     held.arrived(db, name);
     // Nobody told of its coming, so who waits for it has not been told either.
-    blocked_clients::wake(db, name);
+    space_waits::wake(db, name);
     true
 }

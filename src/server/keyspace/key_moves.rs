@@ -11,7 +11,7 @@
 //! destinations that commands gave for that name. A hint can be lacking, as the commands of an AOF
 //! pass no filter and only so many names are remembered. Then `queue_repair` finds the space.
 
-use crate::server::blocking::blocked_clients;
+use crate::server::blocking::space_waits;
 use crate::server::expiry::expiry_queue;
 use crate::server::expiry::sweep;
 use crate::server::ffi::args::{Arg, integer};
@@ -115,7 +115,7 @@ pub fn expect(db: i32, name: &[u8]) {
         EXPECTED.with_borrow_mut(|expected| expected.insert((db, name.to_vec())));
         let now = server_time();
         expiry_queue::schedule(db, name, now);
-        blocked_clients::wake(db, name);
+        space_waits::wake(db, name);
         sweep::arm(ctx, now);
     }
 }

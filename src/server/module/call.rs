@@ -29,6 +29,11 @@ impl<'a> Call<'a> {
         Args::new(self.argv)
     }
 
+    /// The same where the first is not the name of a space.
+    pub fn args_without_space(&self) -> Args<'a> {
+        Args::without_space(self.argv)
+    }
+
     /// The space of that name, for reading; none where there is no such key.
     pub fn read(&self, name: Arg<'a>) -> Result<Option<SpaceReadGuard>, Error> {
         let space = SpaceReadGuard::open(self.ctx, name, &self.clock)?;

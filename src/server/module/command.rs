@@ -18,6 +18,8 @@ pub trait Command {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     Reads,
+    /// Reads several: what stands behind this word is half keys, half something else.
+    ReadsAfter(&'static str),
     /// Changes what is at the key, or makes it.
     Updates,
     /// Takes something away from what is at the key.
@@ -31,6 +33,8 @@ impl Access {
     fn flag(self) -> &'static str {
         match self {
             Access::Reads => "readonly",
+            // Redis 7.0 checks the slots and rights of such keys only if the command says where they are.
+            Access::ReadsAfter(_) => "readonly getkeys-api",
             Access::Updates | Access::Deletes => "write",
             Access::NoKey => "",
         }
@@ -39,7 +43,7 @@ impl Access {
     /// As an ACL category.
     fn category(self) -> &'static str {
         match self {
-            Access::Reads => "read",
+            Access::Reads | Access::ReadsAfter(_) => "read",
             Access::Updates | Access::Deletes => "write",
             Access::NoKey => "",
         }
@@ -110,11 +114,15 @@ impl ArgSpec {
 pub const SPACE: ArgSpec = ArgSpec::new("space", ArgKind::Key);
 pub const USER: ArgSpec = ArgSpec::new("user", ArgKind::String);
 
+/// The flags of a key that is read.
+pub const READS_KEY: u32 = raw::REDISMODULE_CMD_KEY_RO | raw::REDISMODULE_CMD_KEY_ACCESS;
+
 /// Registers a command and, where the server takes them, its description and ACL categories.
 pub fn register<C: Command>(ctx: Context) -> bool {
     let spec = C::SPEC;
     let flags = c_string(format!("{} {}", spec.access.flag(), spec.flags).trim());
-    let key = c_int::from(spec.access != Access::NoKey);
+    let has_first_key = !matches!(spec.access, Access::NoKey | Access::ReadsAfter(_));
+    let key = c_int::from(has_first_key);
     let name = c_string(spec.name);
     // SAFETY: called while the module loads; the server copies the strings.
     let created = unsafe {
@@ -156,6 +164,15 @@ unsafe extern "C" fn entry<C: Command>(
     // SAFETY: the server passes the context of this command.
     let ctx = unsafe { Context::from_raw(ctx) };
     let count = usize::try_from(argc).unwrap_or(0);
+    if let Access::ReadsAfter(word) = C::SPEC.access
+        && !argv.is_null()
+        && ctx.is_asked_for_keys()
+    {
+        // SAFETY: `Arg` is a transparent pointer; the strings live through the call.
+        let argv = unsafe { std::slice::from_raw_parts(argv.cast::<Arg<'_>>(), count) };
+        ctx.tell_read_keys(keys_after(word, argv));
+        return raw::REDISMODULE_OK as c_int;
+    }
     let wanted = C::SPEC.arity.unsigned_abs() as usize;
     // Servers check the arity themselves once it is in the description; a reader of this code
     // should not have to know that.
@@ -169,6 +186,14 @@ unsafe extern "C" fn entry<C: Command>(
         ctx.reply_error(&error);
     }
     raw::REDISMODULE_OK as c_int
+}
+
+/// The positions of the keys of [`Access::ReadsAfter`]; none where the arguments do not fit.
+fn keys_after(word: &str, argv: &[Arg<'_>]) -> std::ops::Range<usize> {
+    let is_word = |arg: &Arg<'_>| arg.bytes().eq_ignore_ascii_case(word.as_bytes());
+    let Some(at) = argv.iter().position(is_word) else { return 0..0 };
+    let behind = argv.len() - at - 1;
+    if behind.is_multiple_of(2) { at + 1..at + 1 + behind / 2 } else { 0..0 }
 }
 
 fn c_string(text: &str) -> CString {
@@ -195,7 +220,7 @@ unsafe fn describe(command: *mut raw::RedisModuleCommand, spec: &Spec) -> bool {
     // SAFETY: all zeroes is a valid value, and ends the list.
     let mut key_specs: [raw::RedisModuleCommandKeySpec; 2] = unsafe { std::mem::zeroed() };
     let flags = match spec.access {
-        Access::Reads => Some(raw::REDISMODULE_CMD_KEY_RO | raw::REDISMODULE_CMD_KEY_ACCESS),
+        Access::Reads | Access::ReadsAfter(_) => Some(READS_KEY),
         Access::Updates => Some(raw::REDISMODULE_CMD_KEY_RW | raw::REDISMODULE_CMD_KEY_UPDATE),
         Access::Deletes => Some(raw::REDISMODULE_CMD_KEY_RW | raw::REDISMODULE_CMD_KEY_DELETE),
         Access::NoKey => None,
@@ -208,6 +233,15 @@ unsafe fn describe(command: *mut raw::RedisModuleCommand, spec: &Spec) -> bool {
         key.fk.range.lastkey = 0;
         key.fk.range.keystep = 1;
         key.fk.range.limit = 0;
+        if let Access::ReadsAfter(word) = spec.access {
+            key.begin_search_type =
+                raw::RedisModuleKeySpecBeginSearchType_REDISMODULE_KSPEC_BS_KEYWORD;
+            key.bs.keyword.keyword = leaked(word);
+            key.bs.keyword.startfrom = 1;
+            // The first half of all that follows.
+            key.fk.range.lastkey = -1;
+            key.fk.range.limit = 2;
+        }
     }
     // SAFETY: all zeroes is a valid value: nothing said.
     let mut info: raw::RedisModuleCommandInfo = unsafe { std::mem::zeroed() };

@@ -1,6 +1,6 @@
 //! What the server tells of itself: keys that came another way, flushes, swaps, roles, loading.
 
-use crate::server::blocking::blocked_clients;
+use crate::server::blocking::space_waits;
 use crate::server::expiry::expiry_queue;
 use crate::server::expiry::sweep;
 use crate::server::ffi::args::Arg;
@@ -79,7 +79,7 @@ unsafe extern "C" fn on_flush(
     let info = unsafe { &*data.cast::<raw::RedisModuleFlushInfo>() };
     let db = (info.dbnum >= 0).then_some(info.dbnum);
     expiry_queue::flushed(db);
-    blocked_clients::wake_flushed(db);
+    space_waits::wake_flushed(db);
 }
 
 unsafe extern "C" fn on_swap(
@@ -95,8 +95,8 @@ unsafe extern "C" fn on_swap(
     let info = unsafe { &*data.cast::<raw::RedisModuleSwapDbInfo>() };
     expiry_queue::swapped(info.dbnum_first, info.dbnum_second);
     key_moves::swapped(info.dbnum_first, info.dbnum_second);
-    blocked_clients::wake_db(Some(info.dbnum_first));
-    blocked_clients::wake_db(Some(info.dbnum_second));
+    space_waits::wake_db(Some(info.dbnum_first));
+    space_waits::wake_db(Some(info.dbnum_second));
     // SAFETY: the server passes the context of this event.
     let ctx = unsafe { Context::from_raw(ctx) };
     sweep::arm(ctx, ctx.now());
@@ -141,7 +141,7 @@ unsafe extern "C" fn on_loading(
     propagation_targets::may_come();
     if subevent == raw::REDISMODULE_SUBEVENT_LOADING_ENDED {
         // A full copy from the primary can bring a space for which a client of this replica waits.
-        blocked_clients::wake_db(None);
+        space_waits::wake_db(None);
         if ctx.is_primary() {
             begin_to_decide(ctx);
         } else {
@@ -164,7 +164,7 @@ unsafe extern "C" fn on_load_aside(
             if !expiry_queue::take_aside() {
                 find_databases(ctx);
             }
-            blocked_clients::wake_db(None);
+            space_waits::wake_db(None);
             sweep::arm(ctx, ctx.now());
         }
         _ => expiry_queue::drop_aside(),

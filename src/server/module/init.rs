@@ -41,6 +41,8 @@ fn offers_what_is_needed() -> bool {
         && offers!(RedisModule_ScanCursorDestroy)
         && offers!(RedisModule_DbSize)
         && offers!(RedisModule_Call)
+        && offers!(RedisModule_IsKeysPositionRequest)
+        && offers!(RedisModule_KeyAtPosWithFlags)
 }
 
 /// `VALKEYMODULE_OPTIONS_HANDLE_ATOMIC_SLOT_MIGRATION`, from Valkey 9.0 on: without it the server
