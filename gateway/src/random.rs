@@ -1,7 +1,6 @@
-//! Random names, and hashes of tokens.
+//! Random names.
 
-use sha2::{Digest, Sha256};
-use std::fmt::Write;
+use crate::core::token::hex;
 
 /// The system has no random numbers: a client then does not get in.
 pub type Result<T> = std::result::Result<T, getrandom::Error>;
@@ -41,19 +40,6 @@ fn uuid_of(random: u128) -> String {
     )
 }
 
-/// The hash of a token. It goes into metadata, which every user of the server can read.
-pub fn hash(token: &str) -> String {
-    hex(Sha256::digest(token).iter().take(16))
-}
-
-pub fn hex<'a>(bytes: impl IntoIterator<Item = &'a u8>) -> String {
-    let mut out = String::new();
-    for byte in bytes {
-        let _ = write!(out, "{byte:02x}");
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,12 +50,6 @@ mod tests {
         assert_eq!(uuid_of(u128::MAX), "ffffffff-ffff-4fff-bfff-ffffffffffff");
         let some = 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef;
         assert_eq!(uuid_of(some), "01234567-89ab-4def-8123-456789abcdef");
-    }
-
-    #[test]
-    fn hashes_are_half_of_sha256() {
-        assert_eq!(hash(""), "e3b0c44298fc1c149afbf4c8996fb924");
-        assert_eq!(hash("a").len(), 32);
     }
 
     #[test]

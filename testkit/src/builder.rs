@@ -61,7 +61,7 @@ impl Builder {
             std::fs::write(dir.path().join("redis.conf"), self.conf(port, dir.path())).unwrap();
             match launch(dir.path(), port) {
                 Ok(running) => return Ok(Server::new(dir, port, running)),
-                // Somebody else took the port between our look and the server's bind.
+                // Another process took the port after `free_port` returned.
                 Err(log) if log.contains("Address already in use") => continue,
                 Err(log) => return Err(log),
             }

@@ -36,7 +36,7 @@ fn lost(error: impl fmt::Display) -> String {
 }
 
 impl Conn {
-    /// A connection in RESP2 to whoever listens on a loopback port, if anybody does.
+    /// A connection in RESP2 to a loopback port.
     pub fn dial(port: u16) -> Result<Conn, String> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let stream = TcpStream::connect_timeout(&address, SOON).map_err(lost)?;
@@ -47,7 +47,7 @@ impl Conn {
         Ok(conn)
     }
 
-    /// The same, where nobody asks why there is none.
+    /// As `dial`, without the reason if there is none.
     pub fn to(port: u16) -> Option<Conn> {
         Conn::dial(port).ok()
     }

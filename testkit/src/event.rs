@@ -55,7 +55,7 @@ impl Event {
         parse_id(self.str("id"))
     }
 
-    /// "join alice", "add alice/phone", "leave alice (timeout)": for comparing whole sequences at a glance.
+    /// "join alice", "add alice/phone", "leave alice (timeout)": for comparing sequences of events.
     pub fn brief(&self) -> String {
         let mut brief = format!("{} {}", self.kind(), self.user());
         if !self.get("session").is_null() {
@@ -67,7 +67,7 @@ impl Event {
         brief
     }
 
-    /// Applies it to a roster, and checks that it fits: a join only of who was away, a leave only of the last session …
+    /// Applies it to a roster, and checks that it fits: a user who joins was not there, a leave is of the last session.
     #[track_caller]
     pub fn fold(&self, roster: &mut Roster) {
         let (user, session) = (self.user().to_string(), self.str("session").to_string());

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Instant;
 
 /// What to run: a name on PATH, or a path. Servers start in directories of their own, so a relative one is made
-/// absolute; links are left, since a server's name tells it what to be.
+/// absolute. Links are not resolved, because the server's name can decide what it is.
 pub fn server_path() -> PathBuf {
     let path = std::env::var_os("PRESENCE_SERVER").unwrap_or_else(|| "redis-server".into());
     match Path::new(&path).components().count() {
@@ -29,7 +29,7 @@ pub fn module_path() -> PathBuf {
         .unwrap_or_else(|e| panic!("no module at {}: {e}; `make build` first", path.display()))
 }
 
-/// A port below the range that the kernel hands to outgoing connections, and that nobody listens on right now.
+/// A port below the range that the kernel hands to outgoing connections, and on which no process listens.
 /// (Cluster bus ports, 10000 higher, stay below 65536.)
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);

@@ -70,12 +70,12 @@ impl Server {
         log_of(self.dir.path())
     }
 
-    /// False once the process has ended, whoever ended it.
+    /// False once the process has ended.
     pub fn alive(&self) -> bool {
         self.running().as_mut().is_some_and(|r| r.child.try_wait().unwrap().is_none())
     }
 
-    /// True if the process has ended though nobody here asked it to.
+    /// True if the process has ended by itself.
     pub fn crashed(&self) -> bool {
         self.running().as_mut().is_some_and(|r| r.child.try_wait().unwrap().is_some())
     }

@@ -44,7 +44,7 @@ impl Subscriber {
         }
         conn.set_deadline(None)?;
         let (sender, messages) = mpsc::channel();
-        // Ends with its server, or when nobody listens any more.
+        // Ends with its server, or when the `Subscriber` is dropped.
         thread::spawn(move || {
             while let Ok(Value::Array(words)) = conn.recv() {
                 let bytes = |v: &Value| {

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Long enough for anything that ought to happen at once, on a busy machine.
+/// Enough time for anything that must happen immediately, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(5);
 /// No reply takes longer than this; a hung server fails the test instead of hanging it.
 pub(crate) const REPLY_DEADLINE: Duration = Duration::from_secs(60);
@@ -78,7 +78,7 @@ pub fn within(what: &str, got: i64, from: i64, to: i64) {
 pub fn wait_until(what: &str, deadline: Duration, mut cond: impl FnMut() -> bool) {
     let end = Instant::now() + deadline;
     while !cond() {
-        assert!(Instant::now() < end, "waited {deadline:?} in vain for {what}");
+        assert!(Instant::now() < end, "timed out after {deadline:?}: {what}");
         thread::sleep(ms(2));
     }
 }

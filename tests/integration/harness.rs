@@ -1,4 +1,4 @@
-//! A real server for each test, connections to it, and a subscriber that forgets nothing.
+//! A real server for each test, connections to it, and a subscriber that misses nothing. The code is in `testkit/`.
 //!
 //! ```ignore
 //! let server = Server::start();                                  // or Server::with(&[("presence.lease-ttl-ms", "500")])

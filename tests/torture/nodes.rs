@@ -131,12 +131,12 @@ pub fn offset(c: &mut Conn, field: &str) -> i64 {
     replication(c, field).parse().unwrap_or(-1)
 }
 
-/// A condition that is waited for; what was waited for in vain is an error.
+/// Polls a condition. An error after `PATIENCE`.
 pub fn wait(what: &str, mut cond: impl FnMut() -> bool) -> Result<(), String> {
     let end = Instant::now() + PATIENCE;
     while !cond() {
         if Instant::now() > end {
-            return Err(format!("waited {PATIENCE:?} in vain for {what}"));
+            return Err(format!("timed out after {PATIENCE:?}: {what}"));
         }
         thread::sleep(ms(3));
     }

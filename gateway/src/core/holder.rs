@@ -8,7 +8,7 @@
 //! A connection that got a new random id writes no mark: nobody held that id before.
 
 use super::room::Key;
-use crate::random::hex;
+use super::token::hex;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -11,3 +11,4 @@ pub mod peer;
 pub mod protocol;
 pub mod room;
 pub mod time;
+pub mod token;

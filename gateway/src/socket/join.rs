@@ -5,6 +5,7 @@ use crate::App;
 use crate::core::event::Meta;
 use crate::core::hello::Hello;
 use crate::core::room::Key;
+use crate::core::token;
 use crate::hub::{Attach, Attached, Claim, Claimed, CloseReason, HubCommand, HubHandle};
 use crate::presence::{Condition, Online};
 use crate::random;
@@ -118,7 +119,7 @@ impl Join {
         let claim = Claim {
             identity: hello.identity.clone(),
             id: hello.id.clone(),
-            token: hello.token.as_deref().map(random::hash),
+            token: hello.token.as_deref().map(token::hash),
         };
         let (reply, claimed) = oneshot::channel();
         let _ = self.handle.hub.send(HubCommand::Claim { claim, reply });
@@ -148,7 +149,7 @@ impl Join {
             }
         };
         if !resumed {
-            meta.token_hash = token.as_deref().map(random::hash);
+            meta.token_hash = token.as_deref().map(token::hash);
         }
         Ok(Grant { key: (hello.identity.clone(), id), meta, token, resumed, new_id })
     }

@@ -185,7 +185,7 @@ impl Tab {
             }
             if Instant::now() > end {
                 let page = self.eval("document.body.innerText").await;
-                panic!("waited in vain for {expression} ({reply}); the page:\n{page}");
+                panic!("timed out: {expression} ({reply}); the page:\n{page}");
             }
             tokio::time::sleep(ms(50)).await;
         }
