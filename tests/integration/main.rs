@@ -44,3 +44,4 @@ mod replies;
 mod scripts;
 mod space_json;
 mod transactions;
+mod transcript;

@@ -1,7 +1,7 @@
 //! The Makefile and scripts/: what they say before they begin, and what they refuse.
 
 use crate::harness::*;
-use crate::quickstart::words;
+use crate::transcript::words;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
