@@ -117,6 +117,12 @@ unit: ## run the tests of core/ alone, without a server: a minute with the build
 	@echo 'unit: cargo test -p presence-core'
 	@"$(CARGO)" test --locked -p presence-core
 
+.PHONY: command-pages
+command-pages: setup build ## write the heads of docs/commands/ from the server, and correct the replies of examples in docs/
+	@server=$$(scripts/server); PRESENCE_SERVER=$$server "$(CARGO)" test --locked --test integration -- \
+	    --ignored --nocapture manual_commands::write_the_command_pages
+	@git diff --stat -- docs
+
 .PHONY: lint
 lint: setup-build ## check the Rust version, formatting, clippy, imports, and scripts (with shellcheck where it is)
 	@version=$$(scripts/rust-version); echo "lint: $$version"

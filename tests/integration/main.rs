@@ -28,6 +28,7 @@ mod leases;
 mod lines;
 mod main_thread;
 mod manual;
+mod manual_commands;
 mod manual_settings;
 mod memory;
 mod messages;

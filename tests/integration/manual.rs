@@ -1,4 +1,4 @@
-//! The pages of the manual: their links, and that each command, promise and field of INFO has its place in them.
+//! The pages of the manual: their links, and that each guarantee and field of INFO has its place in them.
 
 use crate::harness::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,8 +8,10 @@ use std::path::{Component, Path, PathBuf};
 fn pages() -> BTreeMap<PathBuf, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut pages = BTreeMap::new();
-    for folder in ["", "docs", "gateway", "examples", "benches"] {
-        for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+    for folder in ["", "docs", "docs/commands", "docs/migrating", "gateway", "examples", "benches"]
+    {
+        let Ok(entries) = std::fs::read_dir(root.join(folder)) else { continue };
+        for entry in entries {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "md") {
                 let text = std::fs::read_to_string(&path).unwrap();
@@ -116,11 +118,17 @@ fn every_link_leads_somewhere() {
     assert!(total > 100, "only {total} links were found");
     let broken = broken_links(&pages);
     assert!(broken.is_empty(), "{}", broken.join("\n"));
-    // Every page of docs/ is in the index.
-    let index = links(&pages[Path::new("README.md")]);
+    // Every page is in an index: README.md, or the page that is called like the folder.
     for name in pages.keys().filter(|name| name.starts_with("docs")) {
-        let name = name.display().to_string();
-        assert!(index.contains(&name), "README.md does not link to {name}");
+        let folder = name.parent().unwrap();
+        let index = if folder == Path::new("docs") {
+            PathBuf::from("README.md")
+        } else {
+            folder.with_extension("md")
+        };
+        let linked: Vec<_> =
+            links(&pages[&index]).iter().filter_map(|link| target(&index, link)).collect();
+        assert!(linked.contains(name), "{} does not link to {}", index.display(), name.display());
     }
 }
 
@@ -146,66 +154,64 @@ fn readme_is_short() {
     assert!(lines <= 200, "README.md has {lines} lines; the rest belongs in docs/");
 }
 
-/// Each command has its heading, and the syntax below it names every word that COMMAND DOCS has.
+/// Each name of a test in docs/concepts.md is a function of a test, and the guarantees are numbered.
 #[test]
-fn every_command_is_in_the_manual() {
-    let server = Server::start();
-    let mut c = server.connect();
-    let commands = page("docs/commands.md");
-    for name in texts(&c.ok("COMMAND LIST FILTERBY MODULE presence")) {
-        let upper = name.to_uppercase();
-        if upper.starts_with("PRESENCE._") {
-            assert!(commands.contains(&format!("`{upper}`")), "{upper}");
-            continue;
-        }
-        let Some((_, section)) = commands.split_once(&format!("\n## {upper}\n")) else {
-            panic!("docs/commands.md has no heading {upper}")
-        };
-        let syntax = section.split("```").nth(1).unwrap();
-        assert!(syntax.trim_start().starts_with(&format!("{upper} ")), "{upper}: {syntax}");
-        let section = section.split("\n## ").next().unwrap();
-        for part in ["**Reply:**", "**Complexity:**"] {
-            assert!(section.contains(part), "{upper} has no {part}");
-        }
-        let docs = c.ok(["COMMAND", "DOCS", &name]);
-        for token in tokens(&docs) {
-            let mut words = syntax.split(|c: char| !c.is_ascii_alphanumeric());
-            assert!(words.any(|word| word == token), "{upper}: no {token} in {syntax}");
-        }
-    }
-}
-
-/// The values of `token` anywhere in a reply of COMMAND DOCS.
-fn tokens(reply: &Value) -> Vec<String> {
-    let Value::Array(all) = reply else { return Vec::new() };
-    let mut tokens: Vec<String> = all.iter().flat_map(tokens).collect();
-    for pair in all.windows(2) {
-        if matches!((&pair[0], &pair[1]), (Value::BulkString(_), Value::BulkString(_)))
-            && text(&pair[0]) == "token"
-        {
-            tokens.push(text(&pair[1]));
-        }
-    }
-    tokens
-}
-
-/// Each name of a test in docs/concepts.md is a function of a test.
-#[test]
-fn every_promise_has_its_tests() {
+fn every_guarantee_has_its_tests() {
     let concepts = page("docs/concepts.md");
-    let (_, promises) = concepts.split_once("\n## What is promised\n").unwrap();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration");
-    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let code: String = files.filter_map(|path| std::fs::read_to_string(path).ok()).collect();
+    let (_, promises) = concepts.split_once("\n## Guarantees\n").unwrap();
+    let tests = names_of_tests();
     let rows: Vec<&str> = promises
         .lines()
         .filter(|row| row.starts_with("| ") && row[2..].starts_with(|c: char| c.is_ascii_digit()))
         .collect();
     assert!(rows.len() >= 10, "{rows:?}");
-    for row in rows {
-        let tests = row.trim_end_matches(['|', ' ']).rsplit('|').next().unwrap();
-        for name in tests.split(',').map(|name| name.trim().trim_matches('`')) {
-            assert!(code.contains(&format!("#[test]\nfn {name}()")), "there is no test {name}");
+    for (i, row) in rows.into_iter().enumerate() {
+        assert!(row.starts_with(&format!("| {} | ", i + 1)), "not numbered in order: {row}");
+        let names = row.trim_end_matches(['|', ' ']).rsplit('|').next().unwrap();
+        for name in names.split(',').map(|name| name.trim().trim_matches('`')) {
+            assert!(tests.contains(name), "there is no test {name}");
+        }
+    }
+}
+
+/// The functions of tests, of the module, of the core and of the black-box tests.
+fn names_of_tests() -> BTreeSet<String> {
+    let mut folders: Vec<PathBuf> = ["src", "core/src", "core/tests", "tests"]
+        .map(|folder| Path::new(env!("CARGO_MANIFEST_DIR")).join(folder))
+        .to_vec();
+    let mut names = BTreeSet::new();
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let code = std::fs::read_to_string(path).unwrap();
+            let tests = code.split("#[test]\n").skip(1);
+            let names_of =
+                tests.filter_map(|test| test.trim_start().split_once("fn ")?.1.split_once('('));
+            names.extend(names_of.map(|(name, _)| name.to_string()));
+        }
+    }
+    names
+}
+
+/// Each rule of ARCHITECTURE.md names tests or lints that are there.
+#[test]
+fn every_rule_of_the_architecture_has_its_checks() {
+    let architecture = page("ARCHITECTURE.md");
+    let (_, rules) = architecture.split_once("\n## What must always hold\n").unwrap();
+    let rules = rules.split("\n## ").next().unwrap();
+    let (tests, lints) = (names_of_tests(), page("Cargo.toml"));
+    let rules: Vec<&str> = rules.split("\n- **").skip(1).collect();
+    assert!(rules.len() >= 15, "only {} rules were found", rules.len());
+    for rule in rules {
+        let Some((_, checks)) = rule.split_once("Checked by ") else {
+            panic!("nothing checks: {rule}")
+        };
+        for name in checks.split('`').skip(1).step_by(2) {
+            let is_lint = lints.contains(&format!("{name} = \"deny\""));
+            assert!(tests.contains(name) || is_lint, "there is no test or lint {name}");
         }
     }
 }
@@ -224,4 +230,34 @@ fn every_field_of_info_is_in_the_manual() {
     let listed: BTreeSet<String> =
         names.map(|name| name.trim().trim_matches('`').to_string()).collect();
     assert_eq!(listed, real);
+}
+
+/// Each line of the module's log in docs/troubleshooting.md is one that the code writes.
+#[test]
+fn every_line_of_the_log_in_the_manual_is_real() {
+    let mut code = String::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                code += &std::fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+    // A text that goes on in the next line, and the name that is put into it.
+    let code: String = code.split("\\\n").map(str::trim_start).collect();
+    let code = code.replace("{name}", "UNLINK");
+    let page = page("docs/troubleshooting.md");
+    let lines: Vec<&str> =
+        page.split('`').filter_map(|text| text.strip_prefix("<presence> presence: ")).collect();
+    assert!(lines.len() >= 5, "{lines:?}");
+    for line in lines {
+        // Parts that the code puts together.
+        for part in line.split(['…', ':', ';']).map(|part| part.trim_matches([' ', '.'])) {
+            assert!(code.contains(part), "no such text in src: {part}");
+        }
+    }
 }

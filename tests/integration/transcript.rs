@@ -115,6 +115,9 @@ fn digits(text: &str) -> usize {
 /// Numbers of that many digits are times, epochs and cursors.
 const VARIES: usize = 13;
 
+/// How many digits such a number has at least in a run: a cursor is seldom short.
+const SHORTEST: usize = 10;
+
 /// What the numbers of a page stand for in this run.
 #[derive(Default)]
 pub struct Numbers(BTreeMap<String, String>);
@@ -132,15 +135,24 @@ impl Numbers {
 
     /// A line of the page with the numbers of this run.
     pub fn in_this_run(&self, line: &str) -> String {
-        let (mut out, mut rest) = (String::new(), line);
-        while let Some(first) = rest.chars().next() {
-            let len = digits(rest).max(first.len_utf8());
-            let (word, after) = rest.split_at(len);
-            out += self.0.get(word).map_or(word, String::as_str);
-            rest = after;
-        }
-        out
+        replace_numbers(line, &self.0)
     }
+
+    /// What this run showed, with the numbers of the page where it has them.
+    fn in_page(&self, got: &str) -> String {
+        let back = self.0.iter().rev().map(|(page, got)| (got.clone(), page.clone()));
+        replace_numbers(got, &back.collect())
+    }
+}
+
+fn replace_numbers(text: &str, by: &BTreeMap<String, String>) -> String {
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some(first) = rest.chars().next() {
+        let (word, after) = rest.split_at(digits(rest).max(first.len_utf8()));
+        out += by.get(word).map_or(word, String::as_str);
+        rest = after;
+    }
+    out
 }
 
 fn compare(mut page: &str, mut got: &str, numbers: &mut BTreeMap<String, String>) -> bool {
@@ -160,7 +172,7 @@ fn compare(mut page: &str, mut got: &str, numbers: &mut BTreeMap<String, String>
             });
         } else if len >= VARIES {
             let value = numbers.entry(page[..len].into()).or_insert_with(|| got[..real].into());
-            if real < VARIES || *value != got[..real] {
+            if real < SHORTEST || *value != got[..real] {
                 return false;
             }
             (page, got) = (&page[len..], &got[real..]);
@@ -239,7 +251,11 @@ impl Replay {
         let text = reply[..waited.unwrap_or(reply.len())].trim_end();
         if !self.numbers.matches(text, &got) {
             let shown = format!("> {line}\n{text}");
-            self.wrong.push(Wrong { at: at..at + text.len(), shown, right: got });
+            self.wrong.push(Wrong {
+                at: at..at + text.len(),
+                shown,
+                right: self.numbers.in_page(&got),
+            });
         }
         self.commands += 1;
     }
@@ -262,7 +278,7 @@ impl Replay {
                 skipped.push(raw);
             };
             if !found {
-                let right = skipped.first().cloned().unwrap_or_default();
+                let right = self.numbers.in_page(skipped.first().map_or("", String::as_str));
                 self.heard.extend(skipped.into_iter().skip(1));
                 self.wrong.push(Wrong { at: at..at + line.len(), shown: line.into(), right });
             }
