@@ -32,4 +32,5 @@ pub mod collections;
 pub mod expiry_queue;
 pub mod glob;
 pub mod json;
+pub mod rules;
 pub mod space;

@@ -4,7 +4,6 @@ use super::parse::ExpiryArgs;
 use crate::server::ffi::error::Outcome;
 use crate::server::module::call::Call;
 use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, SPACE, Spec};
-use crate::server::module::config;
 use presence_core::space::ChangeCtx;
 
 pub struct Close;
@@ -42,15 +41,15 @@ impl Command for Close {
                 return Err(args.unknown_option());
             }
         }
-        let usual = call.now().saturating_add(config::retention().ttl);
-        let until = times.until().unwrap_or(usual);
-
         let Some(mut key) = call.change(name)? else {
             call.ctx.reply_integer(0);
             return Ok(());
         };
         let mut change_set = key.change_set();
-        let at = ChangeCtx { space: name.bytes(), now: call.now(), limits: config::limits() };
+        let limits = key.settings().limits();
+        let usual = call.now().saturating_add(limits.retention.ttl);
+        let until = times.until().unwrap_or(usual);
+        let at = ChangeCtx { space: name.bytes(), now: call.now(), limits };
         let closed = key.space().close(at, until, &mut change_set);
         key.commit(&mut change_set);
         call.ctx.reply_integer(i64::from(closed));

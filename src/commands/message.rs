@@ -5,7 +5,6 @@ use crate::server::ffi::args::set_once;
 use crate::server::ffi::error::{Error, Outcome};
 use crate::server::module::call::Call;
 use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, SPACE, Spec, USER};
-use crate::server::module::config;
 use presence_core::space::{ChangeCtx, message_bytes};
 
 pub struct Message;
@@ -51,7 +50,7 @@ impl Command for Message {
         let mut key = call.change_or_create(name)?;
         let mut change_set = key.change_set();
         change_set.allow_growth();
-        let at = ChangeCtx { space, now: call.now(), limits: config::limits() };
+        let at = ChangeCtx { space, now: call.now(), limits: key.settings().limits() };
         let session = session.unwrap_or("");
         let id = key.space().message(at, user, session, message, &mut change_set);
         key.commit(&mut change_set);

@@ -6,7 +6,6 @@ use crate::server::ffi::args::{Args, integer};
 use crate::server::ffi::context::Context;
 use crate::server::ffi::error::Error;
 use crate::server::keyspace::key::SpaceReadGuard;
-use crate::server::module::config;
 
 /// The value of `BLOCK` (ms).
 pub fn block(args: &mut Args<'_>, now: u64) -> Result<i64, Error> {
@@ -34,7 +33,7 @@ pub fn has_news(_name: &[u8], space: Option<&SpaceReadGuard>, since: &Since, now
         return true;
     }
     let Some(space) = space else { return since.has_seen_events() };
-    let (gap, mut events) = space.events_after(since.id(), now, config::retention());
+    let (gap, mut events) = space.events_after(since.id(), now, space.settings().retention());
     (gap && since.after.is_some()) || events.next().is_some()
 }
 
@@ -56,7 +55,7 @@ pub fn reply_entries(
         ctx.reply_array(0);
         return;
     };
-    let (gap, events) = space.events_after(since.id(), now, config::retention());
+    let (gap, events) = space.events_after(since.id(), now, space.settings().retention());
     // Without an id all that is kept is told, and nothing is said to be missing.
     ctx.reply_bool(gap && since.after.is_some());
     ctx.reply_bulk(b"events");

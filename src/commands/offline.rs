@@ -5,7 +5,6 @@ use crate::server::ffi::args::{integer, set_once};
 use crate::server::ffi::error::{Error, Outcome};
 use crate::server::module::call::Call;
 use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, SPACE, Spec, USER};
-use crate::server::module::config;
 use presence_core::space::ChangeCtx;
 
 pub struct Offline;
@@ -74,7 +73,8 @@ impl Command for Offline {
             return Ok(());
         };
         let mut change_set = key.change_set();
-        let at = ChangeCtx { space: name.bytes(), now: call.now(), limits: config::limits() };
+        let at =
+            ChangeCtx { space: name.bytes(), now: call.now(), limits: key.settings().limits() };
         let linger = linger.unwrap_or(0);
         let gone: usize = whom
             .iter()

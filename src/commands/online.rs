@@ -8,7 +8,7 @@ use crate::server::keyspace::key::SpaceWriteGuard;
 use crate::server::keyspace::prefetch_cache;
 use crate::server::module::call::Call;
 use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, SPACE, Spec, USER};
-use crate::server::module::config;
+use crate::server::module::space_settings;
 use presence_core::space::{ChangeCtx, Condition, MetaChange, OnlineRequest};
 use std::cell::Cell;
 
@@ -102,7 +102,14 @@ impl Command for Online {
         if let Ok(Some(key)) = &mut opened {
             key.follow(&mut lookup);
         }
-        let lease = times.lease(call.now())?;
+        let lease = times.lease(call.now(), || {
+            // Whatever else is wrong with the key is told after the arguments.
+            let rule = match &mut opened {
+                Ok(Some(key)) => key.rule(),
+                _ => space_settings::rule_of(space),
+            };
+            space_settings::lease_ttl_ms(rule)
+        })?;
 
         let mut there = opened?.filter(SpaceWriteGuard::is_open);
         if let (Some(key), Targets::One(user)) = (&mut there, &whom) {
@@ -119,7 +126,7 @@ impl Command for Online {
             None => call.change_or_create(name)?,
         };
         let mut change_set = key.change_set();
-        let limits = config::limits();
+        let limits = key.settings().limits();
         let at = ChangeCtx { space, now: call.now(), limits };
         let admitted = Cell::new(false);
         let has_memory = |bytes: usize| {

@@ -142,10 +142,10 @@ impl ExpiryArgs {
         self.until
     }
 
-    /// The lease that was given or is usual; one that is too long is refused.
-    pub fn lease(&self, now: u64) -> Result<u64, Error> {
+    /// The lease that was given, or else `usual` ms; one that is too long is refused.
+    pub fn lease(&self, now: u64, usual: impl FnOnce() -> u64) -> Result<u64, Error> {
         match self.until {
-            None => Ok(now.saturating_add(config::lease_ttl_ms())),
+            None => Ok(now.saturating_add(usual())),
             Some(until) if until - now > config::max_lease_ttl_ms() => Err(Error::new(format!(
                 "invalid expire time in '{}' command: longer than presence.max-lease-ttl-ms ({})",
                 self.command,

@@ -213,7 +213,7 @@ fn acl_key_patterns_hold() {
     }
 }
 
-const SETTINGS: [(&str, &str, &str); 12] = [
+const SETTINGS: [(&str, &str, &str); 18] = [
     ("lease-ttl-ms", "30000", "12345"),
     ("max-lease-ttl-ms", "86400000", "7200000"),
     ("sweep-budget-us", "1000", "500"),
@@ -227,7 +227,18 @@ const SETTINGS: [(&str, &str, &str); 12] = [
     ("max-sessions-per-user", "1024", "3"),
     ("max-users-per-space", "0", "9"),
     ("restart-grace-ms", "30000", "0"),
+    ("rules", "", "a* history-length=0;  b lease-ttl-ms=5"),
+    ("user-channels", "no", "transitions"),
+    ("digest-interval-ms", "0", "1000"),
+    ("digest-max-changes", "500", "0"),
+    ("seen-ttl-ms", "0", "60000"),
+    ("max-seen", "100000", "5"),
 ];
+
+/// Whether a setting is a number.
+fn is_number(row: &&(&str, &str, &str)) -> bool {
+    row.0 != "user-channels" && row.1.parse::<u64>().is_ok()
+}
 
 /// `redis.conf.example` has a line for each setting, with its default.
 #[test]
@@ -317,7 +328,7 @@ fn settings_are_given_at_load() {
 fn bad_settings_are_refused() {
     let server = Server::start();
     let mut c = server.connect();
-    for (name, _, _) in SETTINGS.iter().filter(|row| !row.0.starts_with("channel")) {
+    for (name, _, _) in SETTINGS.iter().filter(is_number) {
         for value in ["-1", "junk", "", "1.5", "99999999999999999999", "-9223372036854775808"] {
             // Sizes take units, as maxmemory does, and with it the server reads no text as 0.
             if value.is_empty() && name.ends_with("bytes") {
@@ -332,13 +343,16 @@ fn bad_settings_are_refused() {
         "sweep-budget-us 0",
         "channel-mode loud",
         "channel-mode -1",
+        "user-channels some",
+        "user-channels 1",
+        "rules a",
     ] {
         c.err(format!("CONFIG SET presence.{line}"));
     }
     c.err("CONFIG SET presence.channel-mode sharded presence.lease-ttl-ms 0");
     assert_eq!(settings(&mut c), wanted(|row| row.1), "all as they were");
     // The largest that is taken must not overflow anything.
-    for (name, _, _) in SETTINGS.iter().filter(|row| !row.0.starts_with("channel")) {
+    for (name, _, _) in SETTINGS.iter().filter(is_number) {
         let _ = c.try_cmd(["CONFIG", "SET", &format!("presence.{name}"), "9223372036854775807"]);
     }
     assert_eq!(c.int("PRESENCE.ONLINE s a"), 1, "settings: {:?}", settings(&mut c));

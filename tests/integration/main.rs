@@ -42,6 +42,7 @@ mod renamed;
 mod replication;
 mod replication_traffic;
 mod replies;
+mod rules;
 mod scripts;
 mod space_json;
 mod transactions;

@@ -4,7 +4,7 @@
 //! no clock. Events follow from effects: applying one gives the event its id and its text, the
 //! same on every node.
 
-use super::{Gone, Kind, Reason, Timestamp};
+use super::{Event, Gone, Reason, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// One change of a space. Times are unix ms.
@@ -76,7 +76,7 @@ pub trait Sink {
     /// Something was done that others must do too.
     fn effect(&mut self, effect: &Effect<'_>);
     /// An event happened; the text is what subscribers get.
-    fn event(&mut self, kind: Kind, reason: Option<Reason>, text: &[u8]);
+    fn event(&mut self, event: &Event<'_>, text: &[u8]);
     /// Everybody is gone at once. Freeing a million sessions takes time: who has a way to do that
     /// elsewhere does.
     fn discard(&mut self, gone: Gone) {
@@ -96,5 +96,5 @@ pub struct NullSink;
 
 impl Sink for NullSink {
     fn effect(&mut self, _: &Effect<'_>) {}
-    fn event(&mut self, _: Kind, _: Option<Reason>, _: &[u8]) {}
+    fn event(&mut self, _: &Event<'_>, _: &[u8]) {}
 }

@@ -26,7 +26,7 @@ mod transitions;
 
 pub use effect::{Effect, NullSink, Sink};
 pub use error::{ApplyError, OnlineError};
-pub use event::{Event, Kind, Reason};
+pub use event::{Event, Kind, Reason, shown as shown_name};
 pub use history::{History, Retention};
 pub use members::{Lookup, OutOfTime, SpaceLayout, User};
 pub use record::SessionRecord;

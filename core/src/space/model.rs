@@ -193,7 +193,7 @@ impl Sink for Heard {
         codec::encode(&mut self.batch, effect);
     }
 
-    fn event(&mut self, _: Kind, _: Option<Reason>, text: &[u8]) {
+    fn event(&mut self, _: &Event<'_>, text: &[u8]) {
         self.events.push(String::from_utf8(text.to_vec()).unwrap());
     }
 

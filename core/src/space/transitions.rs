@@ -14,7 +14,7 @@ impl Space {
         event.seq = self.seq;
         let mut text = Vec::with_capacity(192 + event.meta.map_or(0, <[u8]>::len));
         event.write_json(&mut text);
-        sink.event(event.kind, event.reason, &text);
+        sink.event(&event, &text);
         let history = self.history.get_or_insert_default();
         history.push(at.now, &text, at.limits.retention);
         history.forget_lines(self.seq);

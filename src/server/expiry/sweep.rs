@@ -218,7 +218,7 @@ fn tidy_first(ctx: Context, db: i32, key: Arg<'_>, _due: u64) {
     match SpaceWriteGuard::open_untouched(ctx, key, &Clock::at(now)) {
         Ok(Some(mut space)) => {
             let due = if space.space().tidy(now, &mut time_left) {
-                space.space().next_due(config::retention()).max(now + TIDY_MS)
+                space.next_due().max(now + TIDY_MS)
             } else {
                 UNSORTED.set(true);
                 now
@@ -278,7 +278,7 @@ pub fn sweep_space(
 /// Ends some sessions and publishes that.
 fn sweep_group(key: &mut SpaceWriteGuard<'_>, name: Arg<'_>, now: u64) -> SweepProgress {
     let mut change_set = key.change_set();
-    let at = ChangeCtx { space: name.bytes(), now, limits: config::limits() };
+    let at = ChangeCtx { space: name.bytes(), now, limits: key.settings().limits() };
     let (began, group, mut steps) = (Instant::now(), GROUP.get(), 0);
     let swept = key.space().sweep(at, &mut change_set, &mut || {
         steps += 1;

@@ -5,7 +5,6 @@ use super::key::{SpaceWriteGuard, Value};
 use crate::server::blocking::space_waits;
 use crate::server::expiry::expiry_queue;
 use crate::server::ffi::clock::server_time;
-use crate::server::module::config;
 use crate::server::propagate::change_set::{self, ChangeSet};
 use presence_core::collections::hash_of;
 use presence_core::space::Sink;
@@ -14,8 +13,9 @@ use std::ptr::NonNull;
 impl<'a> SpaceWriteGuard<'a> {
     /// The change set for what is decided now. It begins with what others must know before that.
     pub fn change_set(&mut self) -> ChangeSet<'a> {
-        let held_for = self.clock.now().saturating_sub(self.held().since);
-        let mut change_set = ChangeSet::new(self.ctx, self.name, config::retention(), held_for);
+        let (now, settings) = (self.clock.now(), self.settings());
+        let held_for = self.held().held_for(now);
+        let mut change_set = ChangeSet::new(self.ctx, self.name, settings.retention(), held_for);
         if let Value::New(held) = &self.value {
             held.space.announce(&mut change_set);
         }
@@ -127,8 +127,8 @@ impl<'a> SpaceWriteGuard<'a> {
 
     /// Deletes the key where nobody is there and nothing is kept.
     pub fn delete_if_spent(mut self) {
-        let now = self.clock.now();
-        if !self.is_new() && self.space().is_spent(now, config::retention()) {
+        let (now, settings) = (self.clock.now(), self.settings());
+        if !self.is_new() && self.space().is_spent(now, settings.retention()) {
             self.delete();
         }
     }
@@ -142,13 +142,19 @@ impl<'a> SpaceWriteGuard<'a> {
         ctx.replicate_deletion(name);
     }
 
+    /// The moment from which the timer may find something to do here.
+    pub fn next_due(&mut self) -> u64 {
+        let name = self.name;
+        self.held().next_due(name.bytes())
+    }
+
     /// Files the space in the expiry queue under the moment at which it is next due, or at `due`.
     pub fn reschedule(&mut self, due: Option<u64>) {
         let (db, name) = (self.db, self.name);
         let held = self.held();
         // Whoever works on a space by the timer may have changed its size without an effect.
         held.count();
-        let due = due.unwrap_or_else(|| held.space.next_due(config::retention()));
+        let due = due.unwrap_or_else(|| held.next_due(name.bytes()));
         held.schedule_at(db, name.bytes(), due);
     }
 

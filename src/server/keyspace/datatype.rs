@@ -6,7 +6,6 @@ use crate::server::ffi::args::Arg;
 use crate::server::ffi::context::Context;
 use crate::server::keyspace::key_moves;
 use crate::server::keyspace::space_value::SpaceValue;
-use crate::server::module::config;
 use crate::server::propagate::change_set;
 use presence_core::codec;
 use presence_core::space::{Effect, MAX_ID_NUMBER, Space};
@@ -112,9 +111,9 @@ unsafe extern "C" fn rdb_load(io: *mut raw::RedisModuleIO, encoding: c_int) -> *
             if !name.is_null() {
                 // SAFETY: `io` is that of this callback.
                 let db = unsafe { api!(RedisModule_GetDbIdFromIO(io)) };
-                let due = held.space.next_due(config::retention());
                 // SAFETY: `io` refers to a string of the server, which lives as long as `io`.
                 let name = unsafe { Arg::from_raw(name.cast_mut()) }.bytes();
+                let due = held.next_due(name);
                 expiry_queue::loading(db, name, due);
                 if is_restore {
                     key_moves::expect(db, name);
@@ -285,8 +284,11 @@ unsafe extern "C" fn unlink(ctx: *mut raw::RedisModuleKeyOptCtx, value: *const c
     expiry_queue::forget(db, name);
     space_waits::wake(db, name);
     key_moves::left(db, name);
-    // SAFETY: the server passes a value of our type, and frees it after this callback.
-    let (epoch, _) = unsafe { value_of(value) }.space.last_id();
+    // SAFETY: the server passes a value of our type, which lives until after this callback.
+    let held = unsafe { value_of(value) };
+    // It may only have been renamed.
+    held.left_name();
+    let (epoch, _) = held.space.last_id();
     // Inside a transaction or script, a new space can begin at the moment at which that began.
     let now = crate::server::ffi::clock::earliest();
     expiry_queue::epoch_ended(db, name, epoch, now);

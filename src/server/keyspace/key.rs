@@ -11,8 +11,10 @@ use crate::server::ffi::prefetch;
 use crate::server::keyspace::datatype;
 use crate::server::keyspace::prefetch_cache::CachedLayout;
 use crate::server::keyspace::space_value::SpaceValue;
+use crate::server::module::space_settings::{self, Rule};
 use crate::server::module::stats::{self};
 use crate::server::propagate::propagation_targets;
+use presence_core::rules::SpaceSettings;
 use presence_core::space::{Lookup, Space};
 use redis_module::raw;
 use std::ffi::c_int;
@@ -65,6 +67,7 @@ impl Drop for Opened {
 /// A space that is open for reading.
 pub struct SpaceReadGuard {
     held: NonNull<SpaceValue>,
+    rule: Rule,
     _key: Opened,
 }
 
@@ -82,7 +85,12 @@ impl SpaceReadGuard {
         if value.space.advance(now) {
             value.count();
         }
-        Ok((!is_over).then_some(SpaceReadGuard { held, _key: key }))
+        let rule = value.rule(name.bytes());
+        Ok((!is_over).then_some(SpaceReadGuard { held, rule, _key: key }))
+    }
+
+    pub fn settings(&self) -> SpaceSettings {
+        space_settings::settings(self.rule)
     }
 }
 
@@ -194,6 +202,18 @@ impl<'a> SpaceWriteGuard<'a> {
             Value::InKeyspace(held) => unsafe { held.as_mut() },
             Value::New(held) => held,
         }
+    }
+
+    /// The settings that hold for this space.
+    pub fn settings(&mut self) -> SpaceSettings {
+        let name = self.name;
+        self.held().settings(name.bytes())
+    }
+
+    /// The number of the rule that holds for this space.
+    pub fn rule(&mut self) -> Rule {
+        let name = self.name;
+        self.held().rule(name.bytes())
     }
 
     pub fn space(&mut self) -> &mut Space {

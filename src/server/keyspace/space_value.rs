@@ -2,8 +2,9 @@
 
 use crate::server::expiry::expiry_queue;
 use crate::server::ffi::clock::server_time;
-use crate::server::module::config;
+use crate::server::module::space_settings::{self, Rule, RuleCache};
 use crate::server::module::stats::{self, Size};
+use presence_core::rules::SpaceSettings;
 use presence_core::space::{NullSink, Space};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -17,8 +18,9 @@ pub struct SpaceValue {
     /// Under which moment the expiry queue has it; [`NEVER`] where it has not.
     pub(super) scheduled: u64,
     pub(super) counted: Size,
-    /// When this process got it (unix ms).
-    pub(super) since: u64,
+    /// When this process got it: the lowest bits of the unix time (ms).
+    since: u32,
+    rule: RuleCache,
 }
 
 // A server may have very many of these, each an allocation: this is the size of a class.
@@ -99,7 +101,8 @@ impl SpaceValue {
             seen: Seen::now(0),
             scheduled: NEVER,
             counted: Size::default(),
-            since: server_time(),
+            since: server_time() as u32,
+            rule: RuleCache::default(),
         };
         held.count();
         held
@@ -110,6 +113,26 @@ impl SpaceValue {
         let mut copy = SpaceValue::new(self.space.clone());
         copy.seen = self.seen;
         copy
+    }
+
+    /// The number of the rule that holds under this name.
+    pub fn rule(&self, name: &[u8]) -> Rule {
+        self.rule.rule(name)
+    }
+
+    /// The settings that hold under this name.
+    pub fn settings(&self, name: &[u8]) -> SpaceSettings {
+        space_settings::settings(self.rule(name))
+    }
+
+    /// The space is no longer at the key at which it was.
+    pub fn left_name(&self) {
+        self.rule.forget();
+    }
+
+    /// For how long this process has had it (ms), if that is less than 49 days: then it begins again.
+    pub(super) fn held_for(&self, now: u64) -> u64 {
+        u64::from((now as u32).wrapping_sub(self.since))
     }
 
     /// Takes in a grace that was granted since the last look.
@@ -148,9 +171,14 @@ impl SpaceValue {
         self.counted = size;
     }
 
+    /// The moment from which the timer may find something to do; 0 is at once.
+    pub fn next_due(&self, name: &[u8]) -> u64 {
+        self.space.next_due(self.settings(name).retention())
+    }
+
     /// Files the space in the expiry queue where it is due earlier than the expiry queue knows.
     pub fn schedule(&mut self, db: i32, name: &[u8]) {
-        let due = self.space.next_due(config::retention());
+        let due = self.next_due(name);
         if due < self.scheduled {
             self.schedule_at(db, name, due);
         }

@@ -1,16 +1,14 @@
 //! The settings: `CONFIG GET/SET presence.*`.
 
-use crate::server::ffi::args::Arg;
-use crate::server::ffi::context::OwnedString;
-use presence_core::space::{Limits, Retention};
+use super::space_settings;
+use super::text_setting::{self, TextSetting};
+use presence_core::rules::{Setting, UserChannels};
 use redis_module::configuration::{
     ConfigurationContext, ConfigurationFlags, ConfigurationValue, EnumConfigurationValue,
     register_enum_configuration, register_i64_configuration,
 };
 use redis_module::{Context, RedisError, raw};
-use std::cell::RefCell;
-use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::Mutex;
+use std::ffi::c_int;
 use std::sync::atomic::{AtomicI32, AtomicI64, Ordering::Relaxed};
 
 /// A number that can be set.
@@ -29,6 +27,12 @@ impl Number {
         Number { name, default, least, most, is_bytes: false, value: AtomicI64::new(default) }
     }
 
+    /// The global value of a setting that rules can name.
+    const fn of(setting: Setting) -> Self {
+        let (default, least, most) = setting.range();
+        Number::new(setting.name(), default as i64, least as i64, most as i64)
+    }
+
     const fn bytes(name: &'static str, default: i64, most: i64) -> Self {
         Number { name, default, least: 0, most, is_bytes: true, value: AtomicI64::new(default) }
     }
@@ -42,18 +46,22 @@ impl Number {
 const DAY_MS: i64 = 86_400_000;
 const YEAR_MS: i64 = 365 * DAY_MS;
 
-static LEASE_TTL_MS: Number = Number::new("lease-ttl-ms", 30_000, 1, YEAR_MS);
+static LEASE_TTL_MS: Number = Number::of(Setting::LeaseTtlMs);
 static MAX_LEASE_TTL_MS: Number = Number::new("max-lease-ttl-ms", DAY_MS, 1, YEAR_MS);
 static SWEEP_BUDGET_US: Number = Number::new("sweep-budget-us", 1000, 50, 1_000_000);
-static HISTORY_LENGTH: Number = Number::new("history-length", 128, 0, 1_000_000);
-static HISTORY_TTL_MS: Number = Number::new("history-ttl-ms", 60_000, 0, YEAR_MS);
+static HISTORY_LENGTH: Number = Number::of(Setting::HistoryLength);
+static HISTORY_TTL_MS: Number = Number::of(Setting::HistoryTtlMs);
 static MAX_META_BYTES: Number = Number::bytes("max-meta-bytes", 4096, 16 << 20);
 static MAX_MESSAGE_BYTES: Number = Number::bytes("max-message-bytes", 65536, 16 << 20);
-static MAX_SESSIONS_PER_USER: Number = Number::new("max-sessions-per-user", 1024, 1, 65536);
-static MAX_USERS_PER_SPACE: Number = Number::new("max-users-per-space", 0, 0, u32::MAX as i64);
+static MAX_SESSIONS_PER_USER: Number = Number::of(Setting::MaxSessionsPerUser);
+static MAX_USERS_PER_SPACE: Number = Number::of(Setting::MaxUsersPerSpace);
+static DIGEST_INTERVAL_MS: Number = Number::of(Setting::DigestIntervalMs);
+static DIGEST_MAX_CHANGES: Number = Number::of(Setting::DigestMaxChanges);
+static SEEN_TTL_MS: Number = Number::of(Setting::SeenTtlMs);
+static MAX_SEEN: Number = Number::of(Setting::MaxSeen);
 static RESTART_GRACE_MS: Number = Number::new("restart-grace-ms", 30_000, 0, DAY_MS);
 
-static NUMBERS: [&Number; 10] = [
+static NUMBERS: [&Number; 14] = [
     &LEASE_TTL_MS,
     &MAX_LEASE_TTL_MS,
     &SWEEP_BUDGET_US,
@@ -63,6 +71,10 @@ static NUMBERS: [&Number; 10] = [
     &MAX_MESSAGE_BYTES,
     &MAX_SESSIONS_PER_USER,
     &MAX_USERS_PER_SPACE,
+    &DIGEST_INTERVAL_MS,
+    &DIGEST_MAX_CHANGES,
+    &SEEN_TTL_MS,
+    &MAX_SEEN,
     &RESTART_GRACE_MS,
 ];
 
@@ -110,50 +122,72 @@ impl ConfigurationValue<ChannelMode> for Mode {
     }
 }
 
-const DEFAULT_PREFIX: &CStr = c"presence:";
 static CHANNEL_MODE: Mode = Mode(AtomicI32::new(0));
-static CHANNEL_PREFIX: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-thread_local! {
-    /// The prefix as a string of the server, which asks for it and does not take it.
-    static SHOWN_PREFIX: RefCell<Option<OwnedString>> = const { RefCell::new(None) };
+/// The value of `user-channels`, as the crate's registration wants it.
+#[derive(Clone, Copy)]
+struct UserChannelsValue(i32);
+
+impl TryFrom<i32> for UserChannelsValue {
+    type Error = RedisError;
+
+    fn try_from(value: i32) -> Result<Self, RedisError> {
+        let is_known = (0..UserChannels::WORDS.len() as i32).contains(&value);
+        let refused = RedisError::Str("user-channels is no, transitions or all");
+        is_known.then_some(UserChannelsValue(value)).ok_or(refused)
+    }
 }
 
-unsafe extern "C" fn get_prefix(_: *const c_char, _: *mut c_void) -> *mut raw::RedisModuleString {
-    SHOWN_PREFIX.with_borrow(|shown| {
-        shown.as_ref().map_or(std::ptr::null_mut(), |shown| shown.as_arg().raw())
-    })
+impl From<UserChannelsValue> for i32 {
+    fn from(value: UserChannelsValue) -> i32 {
+        value.0
+    }
 }
 
-unsafe extern "C" fn set_prefix(
-    _: *const c_char,
-    value: *mut raw::RedisModuleString,
-    _: *mut c_void,
-    error: *mut *mut raw::RedisModuleString,
-) -> c_int {
-    // SAFETY: the server passes the new value as one of its strings.
-    let value = unsafe { Arg::from_raw(value) }.bytes();
-    let wrong = if std::str::from_utf8(value).is_err() {
-        "channel-prefix must be UTF-8 text"
-    } else if value.contains(&0) {
-        // CONFIG REWRITE could not write it.
-        "channel-prefix must not contain NUL"
-    } else {
-        if let Ok(mut prefix) = CHANNEL_PREFIX.lock() {
-            value.clone_into(&mut prefix);
-        }
-        SHOWN_PREFIX.set(Some(OwnedString::new(value)));
-        return raw::REDISMODULE_OK as c_int;
-    };
-    let wrong = OwnedString::new(wrong.as_bytes()).into_raw();
-    // SAFETY: the server passes a place for the text of the error, and frees the text.
-    unsafe { *error = wrong };
-    raw::REDISMODULE_ERR as c_int
+impl EnumConfigurationValue for UserChannelsValue {
+    fn get_options(&self) -> (Vec<String>, Vec<i32>) {
+        UserChannels::WORDS.map(String::from).into_iter().zip(0..).unzip()
+    }
 }
 
-/// The lease where the command gives none (ms): never one that the command could not give.
-pub fn lease_ttl_ms() -> u64 {
-    LEASE_TTL_MS.get().min(max_lease_ttl_ms())
+struct UserChannelsSetting(AtomicI32);
+
+impl ConfigurationValue<UserChannelsValue> for UserChannelsSetting {
+    fn get(&self, _: &ConfigurationContext) -> UserChannelsValue {
+        UserChannelsValue(self.0.load(Relaxed))
+    }
+
+    fn set(&self, _: &ConfigurationContext, value: UserChannelsValue) -> Result<(), RedisError> {
+        self.0.store(value.0, Relaxed);
+        Ok(())
+    }
+}
+
+static USER_CHANNELS: UserChannelsSetting = UserChannelsSetting(AtomicI32::new(0));
+
+fn any_text(_: &str) -> Result<(), String> {
+    Ok(())
+}
+
+static CHANNEL_PREFIX: TextSetting = TextSetting::new(c"channel-prefix", c"presence:", any_text);
+static RULES: TextSetting = TextSetting::new(c"rules", c"", space_settings::set_rules);
+
+static TEXTS: [&TextSetting; 2] = [&CHANNEL_PREFIX, &RULES];
+
+/// The global value of a setting that rules can name.
+pub fn number(setting: Setting) -> u64 {
+    match setting {
+        Setting::LeaseTtlMs => LEASE_TTL_MS.get(),
+        Setting::HistoryLength => HISTORY_LENGTH.get(),
+        Setting::HistoryTtlMs => HISTORY_TTL_MS.get(),
+        Setting::MaxSessionsPerUser => MAX_SESSIONS_PER_USER.get(),
+        Setting::MaxUsersPerSpace => MAX_USERS_PER_SPACE.get(),
+        Setting::DigestIntervalMs => DIGEST_INTERVAL_MS.get(),
+        Setting::DigestMaxChanges => DIGEST_MAX_CHANGES.get(),
+        Setting::UserChannels => u64::from(USER_CHANNELS.0.load(Relaxed).unsigned_abs()),
+        Setting::SeenTtlMs => SEEN_TTL_MS.get(),
+        Setting::MaxSeen => MAX_SEEN.get(),
+    }
 }
 
 pub fn max_lease_ttl_ms() -> u64 {
@@ -176,27 +210,12 @@ pub fn restart_grace_ms() -> u64 {
     RESTART_GRACE_MS.get()
 }
 
-pub fn retention() -> Retention {
-    Retention { length: HISTORY_LENGTH.get(), ttl: HISTORY_TTL_MS.get() }
-}
-
-pub fn limits() -> Limits {
-    Limits {
-        sessions_per_user: MAX_SESSIONS_PER_USER.get(),
-        users: MAX_USERS_PER_SPACE.get(),
-        retention: retention(),
-    }
-}
-
 pub fn channel_mode() -> ChannelMode {
     if CHANNEL_MODE.0.load(Relaxed) == 0 { ChannelMode::Global } else { ChannelMode::Sharded }
 }
 
 pub fn with_channel_prefix<T>(use_it: impl FnOnce(&[u8]) -> T) -> T {
-    match CHANNEL_PREFIX.lock() {
-        Ok(prefix) => use_it(&prefix),
-        Err(_) => use_it(DEFAULT_PREFIX.to_bytes()),
-    }
+    CHANNEL_PREFIX.with(use_it)
 }
 
 impl ConfigurationValue<i64> for Number {
@@ -211,7 +230,7 @@ impl ConfigurationValue<i64> for Number {
 }
 
 /// Registers the settings and takes over what the configuration file and `loadmodule` gave.
-pub fn register(ctx: &Context) -> bool {
+pub fn register(ctx: &Context, is_valkey: bool) -> bool {
     for number in NUMBERS {
         let flags =
             if number.is_bytes { ConfigurationFlags::MEMORY } else { ConfigurationFlags::DEFAULT };
@@ -226,21 +245,18 @@ pub fn register(ctx: &Context) -> bool {
         ConfigurationFlags::DEFAULT,
         None,
     );
-    // Not by way of the crate, which gives the server a new string each time it asks.
-    // SAFETY: called while the module loads; the callbacks are plain functions.
-    let registered = unsafe {
-        api!(RedisModule_RegisterStringConfig(
-            ctx.ctx,
-            c"channel-prefix".as_ptr(),
-            DEFAULT_PREFIX.as_ptr(),
-            raw::REDISMODULE_CONFIG_DEFAULT,
-            Some(get_prefix),
-            Some(set_prefix),
-            None,
-            std::ptr::null_mut()
-        ))
-    };
-    if registered != raw::REDISMODULE_OK as c_int {
+    register_enum_configuration(
+        ctx,
+        "user-channels",
+        &USER_CHANNELS,
+        UserChannelsValue(UserChannels::No as i32),
+        ConfigurationFlags::DEFAULT,
+        None,
+    );
+    text_setting::probe(is_valkey);
+    // SAFETY: called while the module loads, with its context.
+    let own_ctx = unsafe { crate::server::ffi::context::Context::from_raw(ctx.ctx) };
+    if !TEXTS.iter().all(|text| text.register(own_ctx)) {
         return false;
     }
     // SAFETY: called while the module loads, with its context.

@@ -191,7 +191,11 @@ fn find_databases(ctx: Context) {
     }
 }
 
-/// A history that is kept shorter or longer is due at another time.
+/// With these settings, a space is due at another time than before: how their names begin.
+const CHANGES_DUES: [&[u8]; 4] =
+    [b"presence.history-", b"presence.rules", b"presence.digest-", b"presence.seen-"];
+
+/// Spaces are due at other times if settings change.
 unsafe extern "C" fn on_config(
     ctx: *mut raw::RedisModuleCtx,
     _: raw::RedisModuleEvent,
@@ -209,11 +213,12 @@ unsafe extern "C" fn on_config(
     // SAFETY: the server passes an array of `num_changes` names, and it is not null.
     let names =
         unsafe { std::slice::from_raw_parts(change.config_names, change.num_changes as usize) };
-    let is_history = |name: &*const c_char| {
+    let changes_dues = |name: &*const c_char| {
         // SAFETY: each name is a text of the server that ends with NUL.
-        unsafe { CStr::from_ptr(*name) }.to_bytes().starts_with(b"presence.history-")
+        let name = unsafe { CStr::from_ptr(*name) }.to_bytes();
+        CHANGES_DUES.iter().any(|begin| name.starts_with(begin))
     };
-    if names.iter().any(is_history) {
+    if names.iter().any(changes_dues) {
         // SAFETY: the server passes the context of this event.
         let ctx = unsafe { Context::from_raw(ctx) };
         expiry_queue::look_at_all();

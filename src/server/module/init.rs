@@ -84,7 +84,7 @@ pub fn init(crate_ctx: &redis_module::Context, commands: &[Registration]) -> Sta
     if !commands.iter().all(|register| register(ctx)) {
         return refused("a command cannot be registered");
     }
-    if !config::register(crate_ctx) {
+    if !config::register(crate_ctx, is_valkey()) {
         return refused("the settings cannot be registered");
     }
     let Some(told_by_events) = key_moves::prepare(ctx, is_valkey()) else {

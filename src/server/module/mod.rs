@@ -7,4 +7,6 @@ pub mod core_commands;
 pub mod events;
 pub mod info;
 pub mod init;
+pub mod space_settings;
 pub mod stats;
+mod text_setting;

@@ -11,7 +11,7 @@ use crate::server::module::config::{self, ChannelMode};
 use crate::server::module::stats;
 use crate::server::propagate::propagation_targets;
 use presence_core::codec;
-use presence_core::space::{Effect, Gone, Kind, Reason, Retention, Sink};
+use presence_core::space::{Effect, Event, Gone, Kind, Reason, Retention, Sink};
 use std::cell::Cell;
 use std::ffi::CStr;
 
@@ -242,7 +242,7 @@ impl Sink for ChangeSet<'_> {
         codec::encode(&mut self.batch, effect);
     }
 
-    fn event(&mut self, kind: Kind, reason: Option<Reason>, text: &[u8]) {
+    fn event(&mut self, event: &Event<'_>, text: &[u8]) {
         self.has_events = true;
         if self.is_replaying() {
             return;
@@ -252,13 +252,13 @@ impl Sink for ChangeSet<'_> {
         if self.events.len() >= PUBLISHED_AT {
             self.publish();
         }
-        match kind {
+        match event.kind {
             Kind::Join => stats::JOINS.add(1),
             Kind::Leave => stats::LEAVES.add(1),
             Kind::Message => stats::MESSAGES.add(1),
             Kind::Add | Kind::Update | Kind::Remove | Kind::Close => {}
         }
-        if reason == Some(Reason::Timeout) {
+        if event.reason == Some(Reason::Timeout) {
             stats::TIMEOUTS.add(1);
         }
     }
