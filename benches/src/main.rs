@@ -9,6 +9,7 @@
 )]
 
 mod calls;
+mod configurations;
 mod contenders;
 mod dataset;
 mod docs;
@@ -121,6 +122,7 @@ type Group = fn(&Options, &mut Figures) -> Result<()>;
 /// What can be chosen by ONLY.
 const GROUPS: &[(&str, &str, Group)] = &[
     ("renewal", "heartbeats of everybody's kind", calls::renewal),
+    ("configurations", "heartbeats with an AOF and a replica", configurations::configurations),
     ("join", "joins and leaves", calls::join),
     ("status", "the status of 500 users", reads::status),
     ("space", "everybody in a space of 100k", reads::space),

@@ -1,7 +1,9 @@
 //! What was measured: the tables.
 
 use crate::calls::{LIST, LISTS, SHAPES, figure};
+use crate::configurations::{self, CONFIGURATIONS};
 use crate::contenders::{HEARTBEATS, JOINS, System};
+use crate::dataset::Shape;
 use crate::growth::SIZES;
 use crate::memory::{MANY, SESSIONS, SPACES};
 use crate::samples::Figures;
@@ -95,6 +97,7 @@ fn thousands(value: i64) -> String {
 /// All tables that have something in them.
 pub fn tables(figures: &Figures) -> Vec<Table> {
     let mut tables = vec![targets(figures)];
+    tables.extend(configurations::SHAPES.iter().map(|shape| configured(figures, shape)));
     for shape in SHAPES.iter().map(|shape| shape.name) {
         tables.push(heartbeats(figures, shape));
         tables.push(joins(figures, shape));
@@ -109,6 +112,36 @@ pub fn tables(figures: &Figures) -> Vec<Table> {
     tables.extend([rdb(figures), lapse(figures), crowd(figures), steady(figures)]);
     tables.retain(|table| !table.is_empty());
     tables
+}
+
+/// Heartbeats in the configurations that people run.
+fn configured(figures: &Figures, shape: &Shape) -> Table {
+    let mut table = Table::new(
+        format!("A heartbeat per second, by configuration, {}", shape.name),
+        "CPU: processor time of the server per heartbeat. Bytes: what reaches the replica, or else the AOF, per \
+         heartbeat. Leases last three heartbeats. The mean of all heartbeats of the job.",
+        &["", "CPU µs", "× bare", "× SET … EX", "bytes"],
+    );
+    for system in configurations::SYSTEMS {
+        for configuration in &CONFIGURATIONS {
+            let cpu = |system, configuration| {
+                figures.get(&configurations::figure("configuration", system, shape, configuration))
+            };
+            let ours = cpu(system, configuration);
+            let times = |other: Option<f64>| Some(ours? / other?);
+            let bytes = configurations::figure("propagated", system, shape, configuration);
+            table.row(
+                format!("{}, {}", system.label(), configuration.name),
+                &[
+                    ours,
+                    times(cpu(system, &CONFIGURATIONS[0])),
+                    times(cpu(System::SetEx, configuration)),
+                    figures.get(&bytes),
+                ],
+            );
+        }
+    }
+    table
 }
 
 fn targets(figures: &Figures) -> Table {
