@@ -4,7 +4,7 @@ use crate::contenders::{HEARTBEATS, JOINS, Shas, System, in_lists};
 use crate::dataset::Shape;
 use crate::load::Load;
 use crate::rounds::{Job, measure};
-use crate::samples::Figures;
+use crate::samples::Samples;
 use crate::server::Server;
 use crate::{Options, Result};
 
@@ -17,7 +17,7 @@ pub const SHAPES: [Shape; 2] = [
 pub const LIST: usize = 100;
 
 pub const LISTS: [System; 4] =
-    [System::Floor, System::Presence, System::SortedSet, System::SortedSetAny];
+    [System::Baseline, System::Presence, System::SortedSet, System::SortedSetAny];
 
 /// The name of a figure.
 pub fn figure(what: &str, system: System, shape: &Shape) -> String {
@@ -38,7 +38,7 @@ pub fn filled(options: &Options, shape: &Shape, systems: &[System]) -> Result<(S
 }
 
 /// One session a call, and a hundred a call.
-pub fn renewal(options: &Options, figures: &mut Figures) -> Result<()> {
+pub fn renewal(options: &Options, samples: &mut Samples) -> Result<()> {
     for shape in &SHAPES {
         let systems: Vec<System> = HEARTBEATS
             .into_iter()
@@ -57,7 +57,7 @@ pub fn renewal(options: &Options, figures: &mut Figures) -> Result<()> {
             let calls = in_lists(system, shape, LIST);
             jobs.push(Job::new(figure("list", system, shape), calls));
         }
-        measure(options, &mut server, &mut jobs, figures)?;
+        measure(options, &mut server, &mut jobs, samples)?;
     }
     Ok(())
 }
@@ -69,7 +69,7 @@ fn quick(system: System, shape: &Shape) -> bool {
 }
 
 /// New members come and go, beside those who are there. It is published by those who publish.
-pub fn join(options: &Options, figures: &mut Figures) -> Result<()> {
+pub fn join(options: &Options, samples: &mut Samples) -> Result<()> {
     for shape in &SHAPES {
         let systems: Vec<System> =
             JOINS.into_iter().filter(|system| !options.quick || quick(*system, shape)).collect();
@@ -87,7 +87,7 @@ pub fn join(options: &Options, figures: &mut Figures) -> Result<()> {
                     .undone_by(figure("leave", *system, shape), leaves)
             })
             .collect();
-        measure(options, &mut server, &mut jobs, figures)?;
+        measure(options, &mut server, &mut jobs, samples)?;
     }
     Ok(())
 }

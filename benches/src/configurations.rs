@@ -9,13 +9,13 @@
 use crate::contenders::{Shas, System};
 use crate::dataset::Shape;
 use crate::load::{Load, Until};
-use crate::samples::Figures;
+use crate::samples::Samples;
 use crate::server::Server;
 use crate::{Options, Result};
 use std::time::{Duration, Instant};
 
 pub struct Configuration {
-    /// In tables and in the names of figures.
+    /// In tables and in the names of samples.
     pub name: &'static str,
     has_aof: bool,
     has_replica: bool,
@@ -53,12 +53,12 @@ pub fn figure(what: &str, system: System, shape: &Shape, configuration: &Configu
     format!("{what}.{}.{}.{}", system.name(), shape.name, configuration.name)
 }
 
-pub fn configurations(options: &Options, figures: &mut Figures) -> Result<()> {
+pub fn configurations(options: &Options, samples: &mut Samples) -> Result<()> {
     let (shapes, systems) = if options.quick { (1, 2) } else { (SHAPES.len(), SYSTEMS.len()) };
     for shape in &SHAPES[..shapes] {
         for configuration in &CONFIGURATIONS {
             for system in &SYSTEMS[..systems] {
-                one(options, figures, *system, shape, configuration)?;
+                one(options, samples, *system, shape, configuration)?;
             }
         }
     }
@@ -67,7 +67,7 @@ pub fn configurations(options: &Options, figures: &mut Figures) -> Result<()> {
 
 fn one(
     options: &Options,
-    figures: &mut Figures,
+    samples: &mut Samples,
     system: System,
     shape: &Shape,
     configuration: &Configuration,
@@ -111,10 +111,10 @@ fn one(
     let (cpu, bytes) = begun.ok_or("no beat")?;
     let renewals = (beats * shape.members) as f64;
     let cpu = (server.cpu_ns()? - cpu) as f64 / 1000.0 / renewals;
-    figures.add(figure("configuration", system, shape, configuration), cpu);
+    samples.add(figure("configuration", system, shape, configuration), cpu);
     if configuration.has_aof || configuration.has_replica {
         let bytes = (propagated(&mut server, configuration)? - bytes) / renewals;
-        figures.add(figure("propagated", system, shape, configuration), bytes);
+        samples.add(figure("propagated", system, shape, configuration), bytes);
     }
     Ok(())
 }

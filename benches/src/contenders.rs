@@ -11,7 +11,7 @@ use crate::scripts;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum System {
     /// A module command that does nothing.
-    Floor,
+    Baseline,
     /// One that opens its key, asks the time and replicates itself, and does nothing else.
     Opener,
     Presence,
@@ -35,7 +35,7 @@ pub enum System {
 use System::*;
 
 pub const HEARTBEATS: [System; 13] = [
-    Floor,
+    Baseline,
     Opener,
     Presence,
     SortedSet,
@@ -59,10 +59,10 @@ const STREAM_LENGTH: &[u8] = b"100";
 const STREAM_TTL: &[u8] = b"60000";
 
 impl System {
-    /// In the names of figures.
+    /// In the names of samples.
     pub fn name(self) -> &'static str {
         match self {
-            Floor => "floor",
+            Baseline => "baseline",
             Opener => "opener",
             Presence => "presence",
             SortedSet => "zadd",
@@ -80,7 +80,7 @@ impl System {
 
     pub fn label(self) -> &'static str {
         match self {
-            Floor => "module command that does nothing",
+            Baseline => "module command that does nothing",
             Opener => "one that opens its key, no more",
             Presence => "PRESENCE.ONLINE",
             SortedSet => "ZADD, new latest score",
@@ -96,11 +96,11 @@ impl System {
         }
     }
 
-    /// The database of its own. Ours and the floors have no data of others beside them either, and it is
+    /// The database of its own. Ours and the baselines have no data of others beside them either, and it is
     /// our keys that are opened.
     pub fn db(self) -> usize {
         match self {
-            Floor | Opener | Presence => 0,
+            Baseline | Opener | Presence => 0,
             SortedSet => 1,
             SortedSetAny => 10,
             SetEx => 2,
@@ -117,7 +117,7 @@ impl System {
     /// The commands of a heartbeat or join whose times make up the call's in INFO.
     fn commands(self) -> &'static [&'static str] {
         match self {
-            Floor => &["benchmark.floor"],
+            Baseline => &["benchmark.baseline"],
             Opener => &["benchmark.opens"],
             Presence => &["presence.online", "presence.offline"],
             SortedSet | SortedSetAny => &["zadd"],
@@ -138,7 +138,7 @@ impl System {
     /// Brings everybody in, if the system keeps anybody.
     pub fn fill(self, shape: &Shape, sha: &Shas) -> Option<Calls> {
         match self {
-            Floor | Opener => None,
+            Baseline | Opener => None,
             SortedSet | SortedSetAny => Some(self.zadd(shape, 0..shape.members, Expect::int(1))),
             Presence | Classic | ClassicUsers | Map => {
                 Some(self.joins(shape, 0..shape.members, sha))
@@ -174,9 +174,9 @@ impl System {
     pub fn heartbeats(self, shape: &Shape, sha: &Shas) -> Calls {
         let order = shape.order();
         match self {
-            Floor | Opener | Presence => {
+            Baseline | Opener | Presence => {
                 let command: &[u8] = match self {
-                    Floor => b"BENCHMARK.FLOOR",
+                    Baseline => b"BENCHMARK.BASELINE",
                     Opener => b"BENCHMARK.OPENS",
                     _ => b"PRESENCE.ONLINE",
                 };
@@ -442,7 +442,7 @@ impl System {
     }
 }
 
-/// Renewals of `each` sessions of one space a call, in no order; with the floor's and the sorted
+/// Renewals of `each` sessions of one space a call, in no order; with the baseline's and the sorted
 /// set's way of the same.
 pub fn in_lists(system: System, shape: &Shape, each: usize) -> Calls {
     let reply = Expect::int(0);
@@ -461,7 +461,7 @@ pub fn in_lists(system: System, shape: &Shape, each: usize) -> Calls {
             let mut args: Vec<&[u8]> = match system {
                 SortedSet | SortedSetAny => vec![b"ZADD", key.as_bytes()],
                 Presence => vec![b"PRESENCE.ONLINE", space.as_bytes()],
-                _ => vec![b"BENCHMARK.FLOOR", space.as_bytes()],
+                _ => vec![b"BENCHMARK.BASELINE", space.as_bytes()],
             };
             let is_zadd = matches!(system, SortedSet | SortedSetAny);
             if !is_zadd {

@@ -9,7 +9,7 @@ const MOST_CALLS: usize = 400_000;
 /// `members` sessions, one a user, spread evenly over `spaces` spaces.
 #[derive(Clone, Copy)]
 pub struct Shape {
-    /// In tables and in the names of figures.
+    /// In tables and in the names of samples.
     pub name: &'static str,
     /// What the names of its spaces begin with; shapes of one server differ in it.
     pub prefix: &'static str,

@@ -3,7 +3,7 @@
 use crate::calls::{SHAPES, figure};
 use crate::contenders::{HEARTBEATS, System};
 use crate::report::{Table, number};
-use crate::samples::Figures;
+use crate::samples::Samples;
 use crate::{Options, Result};
 use std::fmt::Write;
 use std::path::Path;
@@ -66,7 +66,7 @@ fn machine(cores: usize) -> Option<String> {
     ))
 }
 
-pub fn write(dir: &Path, about: &About, tables: &[Table], figures: &Figures) -> Result<()> {
+pub fn write(dir: &Path, about: &About, tables: &[Table], samples: &Samples) -> Result<()> {
     std::fs::create_dir_all(dir)?;
     let mut text = String::from(
         "# Benchmarks\n\n\
@@ -78,7 +78,7 @@ pub fn write(dir: &Path, about: &About, tables: &[Table], figures: &Figures) -> 
         writeln!(text, "| {name} | {value} |")?;
     }
     text += "\n";
-    let chart = chart(figures);
+    let chart = chart(samples);
     if let Some(svg) = &chart {
         std::fs::write(dir.join("benchmarks.svg"), svg)?;
         text += "![Processor time of the server a heartbeat](benchmarks.svg)\n\n";
@@ -99,11 +99,11 @@ const STEP: f64 = 26.0;
 const TOP: f64 = 64.0;
 
 /// A heartbeat in each system, one space of 100k: bars, the shortest is the cheapest.
-fn chart(figures: &Figures) -> Option<String> {
+fn chart(samples: &Samples) -> Option<String> {
     let shape = &SHAPES[0];
     let mut bars: Vec<(System, f64)> = HEARTBEATS
         .iter()
-        .filter_map(|system| Some((*system, figures.get(&figure("renewal", *system, shape))?)))
+        .filter_map(|system| Some((*system, samples.get(&figure("renewal", *system, shape))?)))
         .collect();
     bars.sort_by(|a, b| a.1.total_cmp(&b.1));
     let longest = bars.last()?.1;
@@ -122,7 +122,7 @@ fn chart(figures: &Figures) -> Option<String> {
         let length = (value / longest * (WIDTH - LABELS - VALUES - 16.0)).max(1.0);
         let (fill, weight) = match system {
             System::Presence => ("#1a7f37", "bold"),
-            System::Floor | System::Opener => ("#8c959f", "normal"),
+            System::Baseline | System::Opener => ("#8c959f", "normal"),
             _ => ("#6e9fd4", "normal"),
         };
         let base = y + BAR - 5.0;

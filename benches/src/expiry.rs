@@ -6,7 +6,7 @@ use crate::dataset::{Shape, meta, session, user};
 use crate::growth::parts;
 use crate::load::{Calls, Load, Until};
 use crate::resp::{Client, Expect, Skipper};
-use crate::samples::{Figures, percentile};
+use crate::samples::{Samples, percentile};
 use crate::server::{Server, now_ms, now_us};
 use crate::{Options, Result};
 use std::io::Read;
@@ -214,12 +214,12 @@ fn with_time(least: Duration, mut attempt: impl FnMut(Duration) -> Result<bool>)
 }
 
 /// Everybody's lease ends, evenly, 20,000 a second.
-pub fn lapse(options: &Options, figures: &mut Figures) -> Result<()> {
+pub fn lapse(options: &Options, samples: &mut Samples) -> Result<()> {
     let members = if options.quick { 40_000 } else { 1_000_000 };
     let least = Duration::from_secs(2) + Duration::from_micros(16 * members as u64);
     for (kind, name) in KINDS {
         with_time(least, |fill| {
-            one_lapse(options, figures, kind, &format!("lapse.{name}"), members, fill)
+            one_lapse(options, samples, kind, &format!("lapse.{name}"), members, fill)
         })?;
     }
     Ok(())
@@ -228,7 +228,7 @@ pub fn lapse(options: &Options, figures: &mut Figures) -> Result<()> {
 /// False where the time to bring them in was too short.
 fn one_lapse(
     options: &Options,
-    figures: &mut Figures,
+    samples: &mut Samples,
     kind: Kind,
     name: &str,
     members: usize,
@@ -253,14 +253,14 @@ fn one_lapse(
     // From now on: nobody wants to hear of the joins.
     let stalls = Stalls::watch(options.server_core);
     let leaves = listen(kind, &server, members, deadline)?.join().map_err(|_| "panic")??;
-    figures.add(format!("{name} stall"), stalls.end()?);
-    lateness(figures, name, &leaves, members, &lease)?;
+    samples.add(format!("{name} stall"), stalls.end()?);
+    lateness(samples, name, &leaves, members, &lease)?;
     Ok(true)
 }
 
 /// How late each was, in ms: on arrival and, where the event says it, by its own time.
 fn lateness(
-    figures: &mut Figures,
+    samples: &mut Samples,
     name: &str,
     leaves: &[Leave],
     members: usize,
@@ -277,9 +277,9 @@ fn lateness(
         leaves.iter().map(|leave| (leave.arrived_us - lease(leave.member) * 1000) as u32).collect();
     late.sort_unstable();
     for (what, part) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
-        figures.add(format!("{name} {what}"), percentile(&late, part) / 1000.0);
+        samples.add(format!("{name} {what}"), percentile(&late, part) / 1000.0);
     }
-    figures.add(format!("{name} heard"), 100.0 * leaves.len() as f64 / members as f64);
+    samples.add(format!("{name} heard"), 100.0 * leaves.len() as f64 / members as f64);
     let mut by_event: Vec<u32> = leaves
         .iter()
         .filter_map(|leave| Some((leave.at_ms? - lease(leave.member)) as u32))
@@ -287,20 +287,20 @@ fn lateness(
     by_event.sort_unstable();
     if !by_event.is_empty() {
         for (what, part) in [("at p50", 0.5), ("at p99", 0.99), ("at max", 1.0)] {
-            figures.add(format!("{name} {what}"), percentile(&by_event, part));
+            samples.add(format!("{name} {what}"), percentile(&by_event, part));
         }
     }
     Ok(())
 }
 
 /// A crowd's leases end in one moment, beside others who go on.
-pub fn crowd(options: &Options, figures: &mut Figures) -> Result<()> {
+pub fn crowd(options: &Options, samples: &mut Samples) -> Result<()> {
     let members = if options.quick { 50_000 } else { 250_000 };
     let least = Duration::from_secs(2) + Duration::from_micros(20 * members as u64);
     for _ in 0..if options.quick { 1 } else { 5 } {
         for (kind, name) in KINDS {
             with_time(least, |fill| {
-                one_crowd(options, figures, kind, &format!("crowd.{name}"), members, fill)
+                one_crowd(options, samples, kind, &format!("crowd.{name}"), members, fill)
             })?;
         }
     }
@@ -317,7 +317,7 @@ const OTHERS: usize = 20_000;
 /// False where the time to bring them in was too short.
 fn one_crowd(
     options: &Options,
-    figures: &mut Figures,
+    samples: &mut Samples,
     kind: Kind,
     name: &str,
     members: usize,
@@ -350,10 +350,10 @@ fn one_crowd(
     let beats = beat(&mut load, &mut heartbeats, end - QUIET.as_millis() as i64, until)?;
     let leaves = leaves.join().map_err(|_| "panic")??;
     let pings = pings.join().map_err(|_| "panic")??;
-    figures.add(format!("{name} stall"), stalls.end()?);
-    lateness(figures, name, &leaves, members, &|_| end)?;
+    samples.add(format!("{name} stall"), stalls.end()?);
+    lateness(samples, name, &leaves, members, &|_| end)?;
     let done = leaves.iter().map(|leave| leave.arrived_us).max().unwrap_or(0);
-    figures.add(format!("{name} all"), done as f64 / 1000.0 - end as f64);
+    samples.add(format!("{name} all"), done as f64 / 1000.0 - end as f64);
     let during = (end * 1000, done.min(until * 1000));
     let quiet = ((end - QUIET.as_millis() as i64) * 1000, end * 1000);
     for (what, window) in [("", during), (" quiet", quiet)] {
@@ -364,13 +364,13 @@ fn one_crowd(
             .collect();
         waits.sort_unstable();
         if !waits.is_empty() {
-            figures.add(format!("{name} ping p99.9{what}"), percentile(&waits, 0.999) / 1000.0);
-            figures.add(format!("{name} ping max{what}"), percentile(&waits, 1.0) / 1000.0);
+            samples.add(format!("{name} ping p99.9{what}"), percentile(&waits, 0.999) / 1000.0);
+            samples.add(format!("{name} ping max{what}"), percentile(&waits, 1.0) / 1000.0);
         }
         let made = beats.iter().filter(|at| (window.0..window.1).contains(*at)).count();
         let due = (window.1 - window.0) as f64 / 1000.0 * HEARTBEATS as f64;
-        figures.add(format!("{name} rate kept{what}"), made as f64 / due);
-        figures.add(format!("{name} rate lost{what}"), (1.0 - made as f64 / due).max(0.0));
+        samples.add(format!("{name} rate kept{what}"), made as f64 / due);
+        samples.add(format!("{name} rate lost{what}"), (1.0 - made as f64 / due).max(0.0));
     }
     Ok(true)
 }
@@ -425,7 +425,7 @@ fn beat(load: &mut Load, calls: &mut Calls, from_ms: i64, until_ms: i64) -> Resu
 }
 
 /// A million renewals a minute: does memory stay where it is?
-pub fn heartbeats(options: &Options, figures: &mut Figures) -> Result<()> {
+pub fn heartbeats(options: &Options, samples: &mut Samples) -> Result<()> {
     const A_MINUTE: usize = 1_000_000;
     const TICK: Duration = Duration::from_millis(20);
     // A lease is renewed some times before it would end, as in life.
@@ -460,9 +460,9 @@ pub fn heartbeats(options: &Options, figures: &mut Figures) -> Result<()> {
         paced(&mut load, &mut calls, Duration::from_secs(10))?;
         most = most.max(server.used_memory()?);
     }
-    figures.add("heartbeats minutes", minutes as f64);
-    figures.add("heartbeats memory", before / 1e6);
-    figures.add("heartbeats growth", 100.0 * (server.used_memory()? - before) / before);
-    figures.add("heartbeats most", 100.0 * (most - before) / before);
+    samples.add("heartbeats minutes", minutes as f64);
+    samples.add("heartbeats memory", before / 1e6);
+    samples.add("heartbeats growth", 100.0 * (server.used_memory()? - before) / before);
+    samples.add("heartbeats most", 100.0 * (most - before) / before);
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::load::{Calls, Load};
 use crate::reads::PAGE;
 use crate::resp::Expect;
 use crate::rounds::{Job, measure};
-use crate::samples::Figures;
+use crate::samples::Samples;
 use crate::{Options, Result};
 
 const fn shape(name: &'static str, prefix: &'static str, spaces: usize, members: usize) -> Shape {
@@ -30,7 +30,7 @@ pub const SIZES: [Shape; 10] = [
 /// What a quick run looks at: the smallest, the largest, and many spaces.
 const QUICK: [usize; 4] = [0, 2, 3, 8];
 
-pub fn growth(options: &Options, figures: &mut Figures) -> Result<()> {
+pub fn growth(options: &Options, samples: &mut Samples) -> Result<()> {
     let sizes: Vec<Shape> =
         if options.quick { QUICK.iter().map(|at| SIZES[*at]).collect() } else { SIZES.to_vec() };
     let (mut server, sha) = filled(options, &sizes[0], &[System::Presence])?;
@@ -53,10 +53,10 @@ pub fn growth(options: &Options, figures: &mut Figures) -> Result<()> {
         );
         jobs.push(Job::new(name("join"), joins).undone_by(name("leave"), leaves));
     }
-    jobs.push(Job::new("count.floor", asks("BENCHMARK.FLOOR", &["benchmark.floor"], 0)));
+    jobs.push(Job::new("count.baseline", asks("BENCHMARK.BASELINE", &["benchmark.baseline"], 0)));
     jobs.push(Job::new("count.reader", asks("BENCHMARK.READS", &["benchmark.reads"], 1000)));
     let options = Options { slice: options.slice / 4, ..options.clone() };
-    measure(&options, &mut server, &mut jobs, figures)
+    measure(&options, &mut server, &mut jobs, samples)
 }
 
 /// Members in parts, so that not all requests are in memory at once.
@@ -75,7 +75,7 @@ fn counts(size: &Shape) -> Calls {
     calls
 }
 
-/// A command of a floor, with the arguments of COUNT.
+/// A command of a baseline, with the arguments of COUNT.
 fn asks(command: &str, names: &'static [&'static str], reply: i64) -> Calls {
     let mut calls = Calls::new(0, vec![Expect::int(reply)], names);
     for at in 0..1000 {

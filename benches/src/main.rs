@@ -27,7 +27,7 @@ mod scripts;
 mod server;
 mod targets;
 
-use samples::Figures;
+use samples::Samples;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -38,7 +38,7 @@ pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 pub struct Options {
     pub server: PathBuf,
     pub module: PathBuf,
-    pub floor: PathBuf,
+    pub baseline: PathBuf,
     pub quick: bool,
     /// Names of the groups to run; empty: all.
     only: Vec<String>,
@@ -77,7 +77,7 @@ impl Options {
             // Not canonical: a server may look at its own name.
             server: std::path::absolute(server)?,
             module: absolute(module)?,
-            floor: absolute(here.join("libpresence_floor.so"))?,
+            baseline: absolute(here.join("libpresence_baseline.so"))?,
             quick,
             only: variable("ONLY")
                 .map(|list| list.split(',').map(|name| name.trim().to_string()).collect())
@@ -117,7 +117,7 @@ impl Options {
     }
 }
 
-type Group = fn(&Options, &mut Figures) -> Result<()>;
+type Group = fn(&Options, &mut Samples) -> Result<()>;
 
 /// What can be chosen by ONLY.
 const GROUPS: &[(&str, &str, Group)] = &[
@@ -148,14 +148,14 @@ fn engine(options: &Options) -> Result<String> {
 fn run() -> Result<()> {
     let options = Options::read()?;
     server::tidy_up()?;
-    let mut figures = Figures::default();
+    let mut samples = Samples::default();
     let start = Instant::now();
     for (name, about, group) in GROUPS {
         // A minute is too long for a quick run, unless it is asked for.
         let too_long = options.quick && *name == "heartbeats" && options.only.is_empty();
         if options.wants(name) && !too_long {
             eprintln!("{:>6.1} s  {name}: {about}", start.elapsed().as_secs_f64());
-            group(&options, &mut figures).map_err(|e| format!("{name}: {e}"))?;
+            group(&options, &mut samples).map_err(|e| format!("{name}: {e}"))?;
         }
     }
     eprintln!("{:>6.1} s  done", start.elapsed().as_secs_f64());
@@ -164,12 +164,12 @@ fn run() -> Result<()> {
     for (name, value) in about.lines() {
         println!("{name:<8} {value}");
     }
-    let tables = report::tables(&figures);
+    let tables = report::tables(&samples);
     for table in &tables {
         print!("{}", table.plain());
     }
     match &options.docs {
-        Some(dir) => docs::write(dir, &about, &tables, &figures),
+        Some(dir) => docs::write(dir, &about, &tables, &samples),
         None => Ok(()),
     }
 }

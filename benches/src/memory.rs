@@ -5,7 +5,7 @@ use crate::contenders::{Shas, System};
 use crate::dataset::Shape;
 use crate::growth::parts;
 use crate::load::{Load, Until};
-use crate::samples::Figures;
+use crate::samples::Samples;
 use crate::server::Server;
 use crate::{Options, Result};
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ const QUICK_MANY: Shape = Shape { spaces: 20_000, members: 40_000, ..MANY };
 const HISTORY: [(&str, &str); 1] = [("presence.history-ttl-ms", "1000")];
 const HISTORY_LAPSED: Duration = Duration::from_millis(2500);
 
-pub fn memory(options: &Options, figures: &mut Figures) -> Result<()> {
+pub fn memory(options: &Options, samples: &mut Samples) -> Result<()> {
     let shape = &SHAPES[0];
     let (sessions, spaces) = if options.quick {
         (&[Presence, Classic, ClassicUsers][..], &SPACES[..2])
@@ -39,14 +39,14 @@ pub fn memory(options: &Options, figures: &mut Figures) -> Result<()> {
     };
     for system in sessions.iter().copied() {
         let (used, rss) = taken(options, system, shape, true)?;
-        figures.add(figure("memory", system, shape), used / shape.members as f64);
-        figures.add(figure("memory rss", system, shape), rss / shape.members as f64);
+        samples.add(figure("memory", system, shape), used / shape.members as f64);
+        samples.add(figure("memory rss", system, shape), rss / shape.members as f64);
     }
     let many = if options.quick { QUICK_MANY } else { MANY };
     for system in spaces.iter().copied() {
         let (used, rss) = taken(options, system, &many, false)?;
-        figures.add(figure("memory", system, &MANY), used / many.spaces as f64);
-        figures.add(figure("memory rss", system, &MANY), rss / many.spaces as f64);
+        samples.add(figure("memory", system, &MANY), used / many.spaces as f64);
+        samples.add(figure("memory rss", system, &MANY), rss / many.spaces as f64);
     }
     Ok(())
 }

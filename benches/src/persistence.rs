@@ -4,7 +4,7 @@ use crate::contenders::{Shas, System, plain_pair};
 use crate::dataset::Shape;
 use crate::growth::parts;
 use crate::load::Load;
-use crate::samples::Figures;
+use crate::samples::Samples;
 use crate::server::Server;
 use crate::{Options, Result};
 use std::time::Instant;
@@ -14,7 +14,7 @@ const FULL: Shape =
 // As many a space: small ones are kept in another way.
 const QUICK: Shape = Shape { spaces: 100, members: 100_000, ..FULL };
 
-pub fn persistence(options: &Options, figures: &mut Figures) -> Result<()> {
+pub fn persistence(options: &Options, samples: &mut Samples) -> Result<()> {
     let shape = if options.quick { QUICK } else { FULL };
     let rounds = if options.quick { 3 } else { 5 };
     // What a server without data needs to start.
@@ -42,12 +42,12 @@ pub fn persistence(options: &Options, figures: &mut Figures) -> Result<()> {
             let (clock, before) = (Instant::now(), server.cpu_ns()?);
             server.client.call(&["SAVE"])?;
             let wall = clock.elapsed().as_secs_f64();
-            figures.add(format!("save.{name}"), (server.cpu_ns()? - before) as f64 / 1e6);
-            figures.add(format!("save wall.{name}"), wall * 1e3);
+            samples.add(format!("save.{name}"), (server.cpu_ns()? - before) as f64 / 1e6);
+            samples.add(format!("save wall.{name}"), wall * 1e3);
             let size = std::fs::metadata(server.dir().join("dump.rdb"))?.len();
-            figures.add(format!("rdb.{name}"), size as f64 / 1e6);
+            samples.add(format!("rdb.{name}"), size as f64 / 1e6);
             let mut server = server.restart(options, &[])?;
-            figures.add(format!("load.{name}"), (server.cpu_ns()? - start) as f64 / 1e6);
+            samples.add(format!("load.{name}"), (server.cpu_ns()? - start) as f64 / 1e6);
             check(&mut server, name, &shape)?;
             next.push((name, server));
         }

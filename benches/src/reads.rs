@@ -6,7 +6,7 @@ use crate::dataset::{Random, Shape, user};
 use crate::load::{Calls, Load};
 use crate::resp::{Client, Expect};
 use crate::rounds::{Job, measure};
-use crate::samples::Figures;
+use crate::samples::Samples;
 use crate::server::Server;
 use crate::{Options, Result};
 
@@ -19,7 +19,7 @@ fn big() -> &'static Shape {
 }
 
 /// STATUS of 500 users of 100k, half of them here, beside ZMSCORE of the same.
-pub fn status(options: &Options, figures: &mut Figures) -> Result<()> {
+pub fn status(options: &Options, samples: &mut Samples) -> Result<()> {
     let shape = big();
     let (mut server, _) = crate::calls::filled(options, shape, &[System::Presence])?;
     let space = shape.space_of(0);
@@ -45,11 +45,11 @@ pub fn status(options: &Options, figures: &mut Figures) -> Result<()> {
         Job::new("status.presence", ask(0, "PRESENCE.STATUS", &space, &["presence.status"])),
         Job::new("status.zmscore", ask(PLAIN_DB, "ZMSCORE", "users", &["zmscore"])),
     ];
-    measure(options, &mut server, &mut jobs, figures)
+    measure(options, &mut server, &mut jobs, samples)
 }
 
 /// Everybody of 100k with sessions and metadata: at once, in pages, and beside HGETALL.
-pub fn space(options: &Options, figures: &mut Figures) -> Result<()> {
+pub fn space(options: &Options, samples: &mut Samples) -> Result<()> {
     let shape = big();
     let (mut server, _) = crate::calls::filled(options, shape, &[System::Presence])?;
     Load::connect(&server)?.all(&mut plain_pair(shape, 0..shape.members))?;
@@ -67,7 +67,7 @@ pub fn space(options: &Options, figures: &mut Figures) -> Result<()> {
         Job::new("space.hgetall", hgetall),
         Job::new("space.page", pages.clone()),
     ];
-    measure(options, &mut server, &mut jobs, figures)?;
+    measure(options, &mut server, &mut jobs, samples)?;
     let mut load = Load::connect(&server)?;
     // Each page took the server at most as long as its quickest time: what is longer in another walk
     // was somebody else's work on this core.
@@ -78,7 +78,7 @@ pub fn space(options: &Options, figures: &mut Figures) -> Result<()> {
         }
     }
     let longest = quickest.into_iter().max().ok_or("no pages")?;
-    figures.add("space.page longest", longest as f64);
+    samples.add("space.page longest", longest as f64);
     Ok(())
 }
 

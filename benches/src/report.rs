@@ -6,7 +6,7 @@ use crate::contenders::{HEARTBEATS, JOINS, System};
 use crate::dataset::Shape;
 use crate::growth::SIZES;
 use crate::memory::{MANY, SESSIONS, SPACES};
-use crate::samples::Figures;
+use crate::samples::Samples;
 use crate::targets::TARGETS;
 
 /// A table: the first column is text, the others are set to the right.
@@ -95,27 +95,27 @@ fn thousands(value: i64) -> String {
 }
 
 /// All tables that have something in them.
-pub fn tables(figures: &Figures) -> Vec<Table> {
-    let mut tables = vec![targets(figures)];
-    tables.extend(configurations::SHAPES.iter().map(|shape| configured(figures, shape)));
+pub fn tables(samples: &Samples) -> Vec<Table> {
+    let mut tables = vec![targets(samples)];
+    tables.extend(configurations::SHAPES.iter().map(|shape| configured(samples, shape)));
     for shape in SHAPES.iter().map(|shape| shape.name) {
-        tables.push(heartbeats(figures, shape));
-        tables.push(joins(figures, shape));
+        tables.push(heartbeats(samples, shape));
+        tables.push(joins(samples, shape));
     }
     tables.extend([
-        server(figures),
-        reads(figures),
-        growth(figures),
-        sessions(figures),
-        spaces(figures),
+        server(samples),
+        reads(samples),
+        growth(samples),
+        sessions(samples),
+        spaces(samples),
     ]);
-    tables.extend([rdb(figures), lapse(figures), crowd(figures), steady(figures)]);
+    tables.extend([rdb(samples), lapse(samples), crowd(samples), steady(samples)]);
     tables.retain(|table| !table.is_empty());
     tables
 }
 
 /// Heartbeats in the configurations that people run.
-fn configured(figures: &Figures, shape: &Shape) -> Table {
+fn configured(samples: &Samples, shape: &Shape) -> Table {
     let mut table = Table::new(
         format!("A heartbeat per second, by configuration, {}", shape.name),
         "CPU: processor time of the server per heartbeat. Bytes: what reaches the replica, or else the AOF, per \
@@ -125,7 +125,7 @@ fn configured(figures: &Figures, shape: &Shape) -> Table {
     for system in configurations::SYSTEMS {
         for configuration in &CONFIGURATIONS {
             let cpu = |system, configuration| {
-                figures.get(&configurations::figure("configuration", system, shape, configuration))
+                samples.get(&configurations::figure("configuration", system, shape, configuration))
             };
             let ours = cpu(system, configuration);
             let times = |other: Option<f64>| Some(ours? / other?);
@@ -136,7 +136,7 @@ fn configured(figures: &Figures, shape: &Shape) -> Table {
                     ours,
                     times(cpu(system, &CONFIGURATIONS[0])),
                     times(cpu(System::SetEx, configuration)),
-                    figures.get(&bytes),
+                    samples.get(&bytes),
                 ],
             );
         }
@@ -144,7 +144,7 @@ fn configured(figures: &Figures, shape: &Shape) -> Table {
     table
 }
 
-fn targets(figures: &Figures) -> Table {
+fn targets(samples: &Samples) -> Table {
     let mut table = Table::new(
         "Targets",
         "A ratio is that of the server's processor time a call: the median of the rounds' ratios, \
@@ -159,8 +159,8 @@ fn targets(figures: &Figures) -> Table {
         for form in forms {
             let ours = target.ours.replace("{}", form);
             let theirs = target.theirs.replace("{}", form);
-            let ratio = figures.ratio(&ours, &theirs);
-            let alone = figures.get(&ours).filter(|_| theirs.is_empty());
+            let ratio = samples.ratio(&ours, &theirs);
+            let alone = samples.get(&ours).filter(|_| theirs.is_empty());
             let Some(result) = ratio.map(|ratio| ratio.median).or(alone) else { continue };
             let half = ratio.map(|ratio| format!("{}–{}", number(ratio.low), number(ratio.high)));
             let what =
@@ -182,7 +182,7 @@ fn named(what: &str, system: System, shape: &str) -> String {
     format!("{what}.{}.{shape}", system.name())
 }
 
-fn heartbeats(figures: &Figures, shape: &str) -> Table {
+fn heartbeats(samples: &Samples, shape: &str) -> Table {
     let mut table = Table::new(
         format!("A heartbeat, {shape}"),
         "CPU: processor time of the server a call, in pipelines of 64. INFO: of it what the server \
@@ -191,7 +191,7 @@ fn heartbeats(figures: &Figures, shape: &str) -> Table {
         &[
             "",
             "CPU µs",
-            "× floor",
+            "× baseline",
             "INFO µs",
             "calls/s",
             "one by one: CPU µs",
@@ -200,12 +200,12 @@ fn heartbeats(figures: &Figures, shape: &str) -> Table {
             "p99.9 µs",
         ],
     );
-    let floor = named("renewal", System::Floor, shape);
+    let baseline = named("renewal", System::Baseline, shape);
     let mut row = |label: String, name: String, each: f64| {
-        let get = |suffix: &str| figures.get(&format!("{name}{suffix}"));
+        let get = |suffix: &str| samples.get(&format!("{name}{suffix}"));
         let cells = [
             get("").map(|cpu| cpu / each),
-            figures.ratio(&name, &floor).map(|ratio| ratio.median / each),
+            samples.ratio(&name, &baseline).map(|ratio| ratio.median / each),
             get(" usec").map(|cpu| cpu / each),
             get(" rate").map(|rate| rate * each),
             get(" one"),
@@ -225,7 +225,7 @@ fn heartbeats(figures: &Figures, shape: &str) -> Table {
     table
 }
 
-fn joins(figures: &Figures, shape: &str) -> Table {
+fn joins(samples: &Samples, shape: &str) -> Table {
     let mut table = Table::new(
         format!("A join and a leave, {shape}"),
         "A new session beside those who are there, with metadata, and its end. All but \
@@ -237,45 +237,48 @@ fn joins(figures: &Figures, shape: &str) -> Table {
         let mut cells = Vec::new();
         for what in ["join", "leave"] {
             let (name, ours) = (named(what, system, shape), named(what, System::Presence, shape));
-            cells.push(figures.get(&name));
-            cells.push(figures.ratio(&name, &ours).map(|ratio| ratio.median));
-            cells.push(figures.get(&format!("{name} usec")));
+            cells.push(samples.get(&name));
+            cells.push(samples.ratio(&name, &ours).map(|ratio| ratio.median));
+            cells.push(samples.get(&format!("{name} usec")));
         }
         table.row(system.label(), &cells);
     }
     table
 }
 
-fn server(figures: &Figures) -> Table {
+fn server(samples: &Samples) -> Table {
     let mut table = Table::new(
         "What is the server's",
         "Opens: a module command that opens its key, takes its value, asks the time, replicates itself \
          where it writes, and does nothing of its own: that much a heartbeat or COUNT asks the server for \
          whatever the module does. CPU µs, and ratios as above.",
-        &["", "floor", "opens", "ours", "opens / floor", "ours / floor", "ours / opens"],
+        &["", "baseline", "opens", "ours", "opens / baseline", "ours / baseline", "ours / opens"],
     );
-    let mut row = |label: String, [floor, opens, ours]: [String; 3]| {
-        let ratio = |a: &str, b: &str| figures.ratio(a, b).map(|ratio| ratio.median);
+    let mut row = |label: String, [baseline, opens, ours]: [String; 3]| {
+        let ratio = |a: &str, b: &str| samples.ratio(a, b).map(|ratio| ratio.median);
         let cells = [
-            figures.get(&floor),
-            figures.get(&opens),
-            figures.get(&ours),
-            ratio(&opens, &floor),
-            ratio(&ours, &floor),
+            samples.get(&baseline),
+            samples.get(&opens),
+            samples.get(&ours),
+            ratio(&opens, &baseline),
+            ratio(&ours, &baseline),
             ratio(&ours, &opens),
         ];
         table.row(label, &cells);
     };
     for shape in SHAPES.iter().map(|shape| shape.name) {
-        let systems = [System::Floor, System::Opener, System::Presence];
+        let systems = [System::Baseline, System::Opener, System::Presence];
         row(format!("a heartbeat, {shape}"), systems.map(|system| named("renewal", system, shape)));
     }
     let count = figure("count", System::Presence, &SIZES[0]);
-    row(format!("COUNT, {}", SIZES[0].name), ["count.floor".into(), "count.reader".into(), count]);
+    row(
+        format!("COUNT, {}", SIZES[0].name),
+        ["count.baseline".into(), "count.reader".into(), count],
+    );
     table
 }
 
-fn reads(figures: &Figures) -> Table {
+fn reads(samples: &Samples) -> Table {
     let mut table = Table::new(
         "Reads, one space of 100k",
         "CPU includes the kernel's part in sending the reply. Longest: the longest page of all by the \
@@ -289,28 +292,28 @@ fn reads(figures: &Figures) -> Table {
         ("HGETALL of session → user and metadata", "space.hgetall"),
         ("PRESENCE.SPACE WITHSESSIONS COUNT 1000", "space.page"),
     ] {
-        let get = |suffix: &str| figures.get(&format!("{name}{suffix}"));
+        let get = |suffix: &str| samples.get(&format!("{name}{suffix}"));
         table.row(label, &[get(""), get(" usec"), get(" longest")]);
     }
     table
 }
 
-fn growth(figures: &Figures) -> Table {
+fn growth(samples: &Samples) -> Table {
     let mut table = Table::new(
         "How it grows",
         "Processor time of the server a call, µs: all sizes on one server, side by side.",
         &["", "renewal", "COUNT", "join", "leave", "page of 1,000"],
     );
     for size in &SIZES {
-        let get = |what: &str| figures.get(&figure(what, System::Presence, size));
+        let get = |what: &str| samples.get(&figure(what, System::Presence, size));
         let cells = ["renewal", "count", "join", "leave", "page"].map(get);
         table.row(size.name, &cells);
     }
-    table.row("(the floor, arguments of COUNT)", &[None, figures.get("count.floor")]);
+    table.row("(the baseline, arguments of COUNT)", &[None, samples.get("count.baseline")]);
     table
 }
 
-fn sessions(figures: &Figures) -> Table {
+fn sessions(samples: &Samples) -> Table {
     let mut table = Table::new(
         "Memory of a session",
         "100,000 sessions in one space, one a user, 36-byte session, 10-byte user, 120 bytes of \
@@ -319,12 +322,12 @@ fn sessions(figures: &Figures) -> Table {
         &["", "bytes", "× ours", "process"],
     );
     for system in SESSIONS {
-        memory_row(&mut table, figures, system, SHAPES[0].name);
+        memory_row(&mut table, samples, system, SHAPES[0].name);
     }
     table
 }
 
-fn spaces(figures: &Figures) -> Table {
+fn spaces(samples: &Samples) -> Table {
     let mut table = Table::new(
         "Memory of a space of two",
         "A million spaces (a quick run: 20,000) with two users each, one 36-byte session each, no \
@@ -332,23 +335,23 @@ fn spaces(figures: &Figures) -> Table {
         &["", "bytes", "× ours", "process"],
     );
     for system in SPACES {
-        memory_row(&mut table, figures, system, MANY.name);
+        memory_row(&mut table, samples, system, MANY.name);
     }
     table
 }
 
-fn memory_row(table: &mut Table, figures: &Figures, system: System, shape: &str) {
+fn memory_row(table: &mut Table, samples: &Samples, system: System, shape: &str) {
     let name = named("memory", system, shape);
     let ours = named("memory", System::Presence, shape);
     let cells = [
-        figures.get(&name),
-        figures.ratio(&name, &ours).map(|ratio| ratio.median),
-        figures.get(&named("memory rss", system, shape)),
+        samples.get(&name),
+        samples.ratio(&name, &ours).map(|ratio| ratio.median),
+        samples.get(&named("memory rss", system, shape)),
     ];
     table.row(system.label(), &cells);
 }
 
-fn rdb(figures: &Figures) -> Table {
+fn rdb(samples: &Samples) -> Table {
     let mut table = Table::new(
         "RDB of 1M sessions in 1,000 spaces",
         "A quick run: 100,000 in 100. Load: processor time of a start with the file, less that of \
@@ -357,7 +360,7 @@ fn rdb(figures: &Figures) -> Table {
     );
     for (label, name) in [("PRESENCE", "presence"), ("sorted set + hash", "plain")] {
         let cells =
-            ["save", "save wall", "load", "rdb"].map(|what| figures.get(&format!("{what}.{name}")));
+            ["save", "save wall", "load", "rdb"].map(|what| samples.get(&format!("{what}.{name}")));
         table.row(label, &cells);
     }
     table
@@ -366,7 +369,7 @@ fn rdb(figures: &Figures) -> Table {
 const EXPIRING: [(&str, &str); 2] =
     [("PRESENCE", "presence"), ("keys with TTL, keyspace notifications", "keys")];
 
-fn lapse(figures: &Figures) -> Table {
+fn lapse(samples: &Samples) -> Table {
     let mut table = Table::new(
         "A million leases that end evenly, 20,000 a second",
         "A quick run: 40,000. How much later than its lease a subscriber heard of each end (and what \
@@ -376,13 +379,13 @@ fn lapse(figures: &Figures) -> Table {
     );
     for (label, name) in EXPIRING {
         let cells = ["p50", "p99", "max", "at p50", "at p99", "at max", "heard", "stall"]
-            .map(|what| figures.get(&format!("lapse.{name} {what}")));
+            .map(|what| samples.get(&format!("lapse.{name} {what}")));
         table.row(label, &cells);
     }
     table
 }
 
-fn crowd(figures: &Figures) -> Table {
+fn crowd(samples: &Samples) -> Table {
     let mut table = Table::new(
         "A quarter million leases that end at once",
         "A quick run: 50,000. How long until a subscriber had heard of all; meanwhile the waits of \
@@ -411,13 +414,13 @@ fn crowd(figures: &Figures) -> Table {
             "heard",
             "stall",
         ]
-        .map(|what| figures.get(&format!("crowd.{name} {what}")));
+        .map(|what| samples.get(&format!("crowd.{name} {what}")));
         table.row(label, &cells);
     }
     table
 }
 
-fn steady(figures: &Figures) -> Table {
+fn steady(samples: &Samples) -> Table {
     let mut table = Table::new(
         "Memory under a million renewals a minute",
         "200,000 sessions in 1,000 spaces, leases of a minute; used_memory at the end and at its \
@@ -425,7 +428,7 @@ fn steady(figures: &Figures) -> Table {
         &["", "minutes", "MB", "end, %", "most, %"],
     );
     let cells = ["minutes", "memory", "growth", "most"]
-        .map(|what| figures.get(&format!("heartbeats {what}")));
+        .map(|what| samples.get(&format!("heartbeats {what}")));
     table.row("PRESENCE", &cells);
     table
 }

@@ -1,7 +1,7 @@
 //! Jobs measured side by side: a slice of each, then again a slice of each, for some rounds.
 
 use crate::load::{Calls, Load, Run, Until};
-use crate::samples::{Figures, percentile};
+use crate::samples::{Samples, percentile};
 use crate::server::Server;
 use crate::{Options, Result};
 use std::time::Duration;
@@ -56,7 +56,7 @@ pub fn measure(
     options: &Options,
     server: &mut Server,
     jobs: &mut [Job],
-    figures: &mut Figures,
+    samples: &mut Samples,
 ) -> Result<()> {
     let mut load = Load::connect(server)?;
     for job in &mut *jobs {
@@ -65,7 +65,7 @@ pub fn measure(
     let count = jobs.len();
     for round in 0..options.rounds {
         for at in 0..count {
-            slice(server, &mut load, &mut jobs[(round + at) % count], options.slice, figures)?;
+            slice(server, &mut load, &mut jobs[(round + at) % count], options.slice, samples)?;
         }
     }
     for job in jobs {
@@ -73,7 +73,7 @@ pub fn measure(
         if !job.latencies.is_empty() {
             for (name, part) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
                 let value = percentile(&job.latencies, part) / 1000.0;
-                figures.add(format!("{} {name}", job.name), value);
+                samples.add(format!("{} {name}", job.name), value);
             }
         }
     }
@@ -83,7 +83,7 @@ pub fn measure(
 /// Not all that runs here is ours: a slice is as many calls as need so much processor time, and not
 /// what a busy machine happens to let through meanwhile, unless that takes very long.
 fn warm_up(server: &mut Server, load: &mut Load, job: &mut Job, time: Duration) -> Result<()> {
-    slice(server, load, job, time / 4, &mut Figures::default())?;
+    slice(server, load, job, time / 4, &mut Samples::default())?;
     job.latencies.clear();
     if job.undo.is_none() {
         let until = Until::Time(time / 4);
@@ -98,26 +98,26 @@ fn slice(
     load: &mut Load,
     job: &mut Job,
     time: Duration,
-    figures: &mut Figures,
+    samples: &mut Samples,
 ) -> Result<()> {
     let name = &job.name;
     let calls = &mut job.calls;
     let of = |e: Box<dyn std::error::Error>| format!("{name}: {e}");
     if let Some((undo_name, undo)) = &mut job.undo {
-        watched(server, name, calls.commands, figures, || load.all(calls)).map_err(of)?;
-        watched(server, undo_name, undo.commands, figures, || load.all(undo)).map_err(of)?;
+        watched(server, name, calls.commands, samples, || load.all(calls)).map_err(of)?;
+        watched(server, undo_name, undo.commands, samples, || load.all(undo)).map_err(of)?;
         return Ok(());
     }
     let until = match job.count {
         0 => Until::Time(time),
         count => Until::Either(count, time * 8),
     };
-    watched(server, name, calls.commands, figures, || load.pipelined(calls, until)).map_err(of)?;
+    watched(server, name, calls.commands, samples, || load.pipelined(calls, until)).map_err(of)?;
     if job.one_by_one {
         let until = Until::Time(time / 2);
         let (run, cpu) = timed(server, || load.one_by_one(calls, until)).map_err(of)?;
-        figures.add(format!("{name} one"), cpu);
-        figures.add(format!("{name} one rate"), run.calls as f64 / run.wall.as_secs_f64());
+        samples.add(format!("{name} one"), cpu);
+        samples.add(format!("{name} one rate"), run.calls as f64 / run.wall.as_secs_f64());
         job.latencies.extend(run.latencies);
     }
     Ok(())
@@ -127,14 +127,14 @@ fn watched(
     server: &mut Server,
     name: &str,
     commands: &[&str],
-    figures: &mut Figures,
+    samples: &mut Samples,
     run: impl FnMut() -> Result<Run>,
 ) -> Result<()> {
     server.client.call(&["CONFIG", "RESETSTAT"])?;
     let (run, cpu) = timed(server, run)?;
-    figures.add(name, cpu);
-    figures.add(format!("{name} usec"), server.usec_in(commands)? / run.calls as f64);
-    figures.add(format!("{name} rate"), run.calls as f64 / run.wall.as_secs_f64());
+    samples.add(name, cpu);
+    samples.add(format!("{name} usec"), server.usec_in(commands)? / run.calls as f64);
+    samples.add(format!("{name} rate"), run.calls as f64 / run.wall.as_secs_f64());
     Ok(())
 }
 

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-/// Figures by name: one number a round.
+/// Samples by name: one number a round.
 #[derive(Default)]
-pub struct Figures(BTreeMap<String, Vec<f64>>);
+pub struct Samples(BTreeMap<String, Vec<f64>>);
 
-impl Figures {
+impl Samples {
     pub fn add(&mut self, name: impl Into<String>, value: f64) {
         self.0.entry(name.into()).or_default().push(value);
     }
@@ -55,14 +55,14 @@ mod tests {
 
     #[test]
     fn medians_ratios_percentiles() {
-        let mut figures = Figures::default();
+        let mut samples = Samples::default();
         for (ours, theirs) in [(1.0, 2.0), (3.0, 4.0), (10.0, 100.0)] {
-            figures.add("a", ours);
-            figures.add("b", theirs);
+            samples.add("a", ours);
+            samples.add("b", theirs);
         }
-        assert_eq!(figures.get("a"), Some(3.0));
-        assert_eq!(figures.get("c"), None);
-        let ratio = figures.ratio("a", "b").unwrap();
+        assert_eq!(samples.get("a"), Some(3.0));
+        assert_eq!(samples.get("c"), None);
+        let ratio = samples.ratio("a", "b").unwrap();
         assert_eq!((ratio.low, ratio.median, ratio.high), (0.5, 0.5, 0.75));
         assert_eq!(median(&[1.0, 2.0]), 1.5);
         let sorted: Vec<u32> = (1..=100).collect();

@@ -19,7 +19,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server with the module and the floor, empty, that writes nothing to disk by itself.
+    /// A server with the module and the baseline, empty, that writes nothing to disk by itself.
     pub fn start(options: &Options, settings: &[(&str, &str)]) -> Result<Server> {
         let dir = new_dir()?;
         Server::start_in(options, settings, dir)
@@ -34,7 +34,7 @@ impl Server {
              enable-debug-command yes\nloadmodule {}\nloadmodule {}\n\
              presence.lease-ttl-ms 7200000\n",
             options.module.display(),
-            options.floor.display(),
+            options.baseline.display(),
         );
         for (name, value) in settings {
             conf += &format!("{name} \"{value}\"\n");

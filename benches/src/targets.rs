@@ -40,7 +40,7 @@ const CROWD: &str = "a quarter million leases at once";
 
 /// `{}` stands for each of the shapes in turn.
 pub const TARGETS: &[Target] = &[
-    ratio(RENEWAL, "renewal.presence.{}", 1.8, "the floor", "renewal.floor.{}"),
+    ratio(RENEWAL, "renewal.presence.{}", 1.8, "the baseline", "renewal.baseline.{}"),
     ratio(RENEWAL, "renewal.presence.{}", 0.35, "ZADD, anywhere", "renewal.zadd-any.{}"),
     ratio(RENEWAL, "renewal.presence.{}", 0.35, "ZADD, latest", "renewal.zadd.{}"),
     ratio(RENEWAL, "renewal.presence.{}", 0.75, "SET EX, the metadata", "renewal.setex.{}"),
@@ -65,8 +65,20 @@ pub const TARGETS: &[Target] = &[
     ratio(JOIN, "join.presence.{}", 0.15, "Centrifugo map", "join.map.{}"),
     ratio(JOIN, "join.presence.{}", 0.5, "Centrifugo classic + PUBLISH", "join.classic.{}"),
     ratio("STATUS of 500 users", "status.presence", 1.0, "ZMSCORE of 500", "status.zmscore"),
-    ratio(COUNT, "count.presence.1k in 1 space", 1.3, "the floor, 1k sessions", "count.floor"),
-    ratio(COUNT, "count.presence.1M in 1 space", 1.3, "the floor, 1M sessions", "count.floor"),
+    ratio(
+        COUNT,
+        "count.presence.1k in 1 space",
+        1.3,
+        "the baseline, 1k sessions",
+        "count.baseline",
+    ),
+    ratio(
+        COUNT,
+        "count.presence.1M in 1 space",
+        1.3,
+        "the baseline, 1M sessions",
+        "count.baseline",
+    ),
     ratio(SPACE, "space.presence", 0.25, "HGETALL of the same", "space.hgetall"),
     figure("a page of 1,000, the longest of a walk", "space.page longest", 1000.0, "us"),
     ratio(

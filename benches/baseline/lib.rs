@@ -1,13 +1,13 @@
-//! The floors of the benchmark: module commands that take any arguments and do nothing.
+//! The baselines of the benchmark: module commands that take any arguments and do nothing.
 //!
-//! Whatever a command of a module does, it cannot cost less than `BENCHMARK.FLOOR`: reading the
+//! Whatever a command of a module does, it cannot cost less than `BENCHMARK.BASELINE`: reading the
 //! request, finding the command, checking its key, calling into the module, replying an integer.
 //! `BENCHMARK.OPENS` and `BENCHMARK.READS` also ask of the server what no command about a key and a
 //! time can do without: they open the key, take its value, ask the time, close the key; the first, as
 //! a write does, replicates itself. Loaded by the benchmark only.
 //!
 //! They are written against the server's C interface directly, without a crate in between, so that
-//! nothing of a floor is somebody's convenience.
+//! nothing of a baseline is somebody's convenience.
 
 use std::ffi::{CStr, c_char, c_int, c_longlong, c_void};
 use std::sync::OnceLock;
@@ -151,9 +151,9 @@ pub unsafe extern "C" fn RedisModule_OnLoad(
     // SAFETY: as above. The names of the commands are as long as PRESENCE.ONLINE, their flags and
     // their key are those of a heartbeat or of a read.
     unsafe {
-        attribs(ctx, c"presence-floor".as_ptr(), 1, API_VERSION);
+        attribs(ctx, c"presence-baseline".as_ptr(), 1, API_VERSION);
         let commands: [(&CStr, Handler, &CStr); 3] = [
-            (c"benchmark.floor", nothing, c"write fast"),
+            (c"benchmark.baseline", nothing, c"write fast"),
             (c"benchmark.opens", opens, c"write fast"),
             (c"benchmark.reads", reads, c"readonly fast"),
         ];
