@@ -43,6 +43,7 @@ pub fn renewal(options: &Options, samples: &mut Samples) -> Result<()> {
         let systems: Vec<System> = HEARTBEATS
             .into_iter()
             .filter(|system| !options.quick || quick(*system, shape))
+            .filter(|system| system.needs().is_none_or(|command| options.knows(command)))
             .collect();
         let (mut server, sha) = filled(options, shape, &systems)?;
         let mut jobs: Vec<Job> = systems

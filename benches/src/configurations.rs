@@ -28,8 +28,8 @@ pub const CONFIGURATIONS: [Configuration; 4] = [
     Configuration { name: "AOF and replica", has_aof: true, has_replica: true },
 ];
 
-pub const SYSTEMS: [System; 4] =
-    [System::Presence, System::SetEx, System::SortedSetAny, System::Classic];
+pub const SYSTEMS: [System; 5] =
+    [System::Presence, System::SetEx, System::SortedSetAny, System::FieldSetEx, System::Classic];
 
 pub const SHAPES: [Shape; 2] = [
     Shape { name: "20k in one space", prefix: "room", spaces: 1, members: 20_000, meta: true },
@@ -58,6 +58,9 @@ pub fn configurations(options: &Options, samples: &mut Samples) -> Result<()> {
     for shape in &SHAPES[..shapes] {
         for configuration in &CONFIGURATIONS {
             for system in &SYSTEMS[..systems] {
+                if system.needs().is_some_and(|command| !options.knows(command)) {
+                    continue;
+                }
                 one(options, samples, *system, shape, configuration)?;
             }
         }

@@ -25,6 +25,10 @@ pub enum System {
     SetExBare,
     /// A hash a session.
     HashEx,
+    /// A hash a space, a field a session, and each field with a TTL: HSETEX.
+    FieldSetEx,
+    /// The same, and a heartbeat only moves the TTL: HPEXPIRE.
+    FieldExpire,
     Classic,
     ClassicUsers,
     Map,
@@ -34,7 +38,7 @@ pub enum System {
 
 use System::*;
 
-pub const HEARTBEATS: [System; 13] = [
+pub const HEARTBEATS: [System; 15] = [
     Baseline,
     Opener,
     Presence,
@@ -43,6 +47,8 @@ pub const HEARTBEATS: [System; 13] = [
     SetEx,
     SetExBare,
     HashEx,
+    FieldSetEx,
+    FieldExpire,
     Classic,
     ClassicUsers,
     Map,
@@ -70,6 +76,8 @@ impl System {
             SetEx => "setex",
             SetExBare => "setex-bare",
             HashEx => "hset",
+            FieldSetEx => "hsetex",
+            FieldExpire => "hpexpire",
             Classic => "classic",
             ClassicUsers => "classic-users",
             Map => "map",
@@ -88,6 +96,8 @@ impl System {
             SetEx => "SET … EX, the metadata",
             SetExBare => "SET … EX, one byte",
             HashEx => "HSET + EXPIRE",
+            FieldSetEx => "HSETEX … FIELDS 1",
+            FieldExpire => "HPEXPIRE … FIELDS 1",
             Classic => "Centrifugo classic",
             ClassicUsers => "Centrifugo classic with users",
             Map => "Centrifugo map",
@@ -106,6 +116,8 @@ impl System {
             SetEx => 2,
             SetExBare => 3,
             HashEx => 4,
+            FieldSetEx => 12,
+            FieldExpire => 13,
             Classic => 5,
             ClassicUsers => 6,
             Map => 7,
@@ -123,11 +135,21 @@ impl System {
             SortedSet | SortedSetAny => &["zadd"],
             SetEx | SetExBare => &["set"],
             HashEx => &["hset", "expire"],
+            FieldSetEx => &["hsetex"],
+            FieldExpire => &["hpexpire"],
             Classic | ClassicUsers => &["evalsha", "publish"],
             Map => &["evalsha"],
             // EXEC counts what runs in it.
             Cihangir => &["multi", "exec"],
             Longhouse => &["set", "pexpire", "keys", "del"],
+        }
+    }
+
+    /// A command that not every server has, and without which the system cannot be measured.
+    pub fn needs(self) -> Option<&'static str> {
+        match self {
+            FieldSetEx | FieldExpire => Some("HSETEX"),
+            _ => None,
         }
     }
 
@@ -145,6 +167,7 @@ impl System {
             }
             SetEx | SetExBare => Some(self.set(0..shape.members)),
             HashEx => Some(self.hset(0..shape.members, Expect::int(2))),
+            FieldSetEx | FieldExpire => Some(self.hsetex(shape, 0..shape.members)),
             Cihangir => {
                 let mut calls = self.calls(vec![Expect::ok()]);
                 for member in 0..shape.members {
@@ -197,6 +220,23 @@ impl System {
             SortedSet | SortedSetAny => self.zadd(shape, order, Expect::int(0)),
             SetEx | SetExBare => self.set(order),
             HashEx => self.hset(order, Expect::int(0)),
+            FieldSetEx => self.hsetex(shape, order),
+            FieldExpire => {
+                let mut calls = self.calls(vec![Expect::Exactly(b"*1\r\n:1\r\n".to_vec())]);
+                for member in order {
+                    let (key, field) = (field_key(shape, member), session(member));
+                    calls.request(&[
+                        b"HPEXPIRE",
+                        key.as_bytes(),
+                        MILLISECONDS,
+                        b"FIELDS",
+                        b"1",
+                        field.as_bytes(),
+                    ]);
+                    calls.end();
+                }
+                calls
+            }
             Classic | ClassicUsers => {
                 let mut calls = self.calls(vec![Expect::int(1)]);
                 for member in order {
@@ -418,6 +458,25 @@ impl System {
         calls
     }
 
+    fn hsetex(self, shape: &Shape, members: impl IntoIterator<Item = usize>) -> Calls {
+        let mut calls = self.calls(vec![Expect::int(1)]);
+        for member in members {
+            let (key, field, meta) = (field_key(shape, member), session(member), meta(member));
+            calls.request(&[
+                b"HSETEX",
+                key.as_bytes(),
+                b"EX",
+                SECONDS,
+                b"FIELDS",
+                b"1",
+                field.as_bytes(),
+                meta.as_bytes(),
+            ]);
+            calls.end();
+        }
+        calls
+    }
+
     fn users_flag(self) -> &'static [u8] {
         if self == ClassicUsers { b"1" } else { b"0" }
     }
@@ -571,6 +630,11 @@ fn client_info(shape: &Shape, member: usize) -> Vec<u8> {
         bytes.extend(text.as_bytes());
     }
     bytes
+}
+
+/// The hash of a space whose fields are sessions.
+fn field_key(shape: &Shape, member: usize) -> String {
+    format!("fields:{}", shape.space_of(member))
 }
 
 fn cihangir_key(session: &str) -> String {

@@ -49,6 +49,8 @@ pub struct Options {
     pub minutes: usize,
     pub cores: usize,
     pub server_core: Option<usize>,
+    /// The commands that the server has, of those that not every server has.
+    known: Vec<&'static str>,
     /// The repository's docs, where the results are to be written there.
     docs: Option<PathBuf>,
 }
@@ -87,6 +89,7 @@ impl Options {
             minutes: minutes.unwrap_or(10),
             cores: cores.len(),
             server_core,
+            known: Vec::new(),
             docs: variable("DOCS_DIR").map(PathBuf::from).filter(|_| write_docs),
         };
         if options.rounds == 0 {
@@ -99,6 +102,11 @@ impl Options {
             }
         }
         Ok(options)
+    }
+
+    /// Whether the server has a command of [`OPTIONAL_COMMANDS`].
+    pub fn knows(&self, command: &str) -> bool {
+        self.known.contains(&command)
     }
 
     /// How this run was asked for.
@@ -134,6 +142,23 @@ const GROUPS: &[(&str, &str, Group)] = &[
     ("heartbeats", "memory under a million renewals a minute", expiry::heartbeats),
 ];
 
+/// Commands of contenders that not every server has.
+const OPTIONAL_COMMANDS: [&str; 1] = ["HSETEX"];
+
+/// Which of the optional commands the server has.
+fn known_commands(options: &Options) -> Result<Vec<&'static str>> {
+    let mut server = server::Server::start(options, &[])?;
+    let mut known = Vec::new();
+    for command in OPTIONAL_COMMANDS {
+        // A wrong number of arguments is an error too, but another one.
+        let error = server.client.call(&[command]).err().map(|error| error.to_string());
+        if error.is_none_or(|error| !error.contains("unknown command")) {
+            known.push(command);
+        }
+    }
+    Ok(known)
+}
+
 /// The server's own words for what it is.
 fn engine(options: &Options) -> Result<String> {
     let mut server = server::Server::start(options, &[])?;
@@ -146,8 +171,9 @@ fn engine(options: &Options) -> Result<String> {
 }
 
 fn run() -> Result<()> {
-    let options = Options::read()?;
+    let mut options = Options::read()?;
     server::tidy_up()?;
+    options.known = known_commands(&options)?;
     let mut samples = Samples::default();
     let start = Instant::now();
     for (name, about, group) in GROUPS {
