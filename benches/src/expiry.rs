@@ -1,6 +1,7 @@
 //! The end of leases: how late a subscriber hears of it, and who else has to wait meanwhile.
 //!
-//! Beside it the same with a key a session, its TTL, and keyspace notifications.
+//! Beside it the same with a key per session, its TTL, and keyspace notifications; and, where the server has
+//! them, with a hash field per session.
 
 use crate::dataset::{Shape, meta, session, user};
 use crate::growth::parts;
@@ -18,10 +19,36 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Presence,
+    /// A key a session.
     Keys,
+    /// A hash a space, a field a session. The notification names the hash and not the field.
+    Fields,
 }
 
-const KINDS: [(Kind, &str); 2] = [(Kind::Presence, "presence"), (Kind::Keys, "keys")];
+const KINDS: [(Kind, &str); 3] =
+    [(Kind::Presence, "presence"), (Kind::Keys, "keys"), (Kind::Fields, "fields")];
+
+fn kinds(options: &Options) -> impl Iterator<Item = (Kind, &'static str)> + use<> {
+    let has_fields = options.knows("HSETEX");
+    KINDS.into_iter().filter(move |(kind, _)| *kind != Kind::Fields || has_fields)
+}
+
+/// When the lease of each member ends (unix ms).
+#[derive(Clone, Copy)]
+enum Ends {
+    /// [`PACE`] a millisecond, from this one on.
+    Evenly(i64),
+    At(i64),
+}
+
+impl Ends {
+    fn of(self, member: usize) -> i64 {
+        match self {
+            Ends::Evenly(first) => first + (member / PACE) as i64,
+            Ends::At(end) => end,
+        }
+    }
+}
 
 const SPACES: usize = 1000;
 /// Leases that end a millisecond.
@@ -42,26 +69,24 @@ struct Leave {
 
 impl Kind {
     /// These members come, each with the lease that is said.
-    fn joins(
-        self,
-        shape: &Shape,
-        members: std::ops::Range<usize>,
-        lease: &dyn Fn(usize) -> i64,
-    ) -> Calls {
-        let reply = if self == Kind::Presence { Expect::int(1) } else { Expect::ok() };
-        self.renewals(shape, members, lease, reply)
+    fn joins(self, shape: &Shape, members: std::ops::Range<usize>, ends: Ends) -> Calls {
+        let reply = match self {
+            Kind::Presence | Kind::Fields => Expect::int(1),
+            Kind::Keys => Expect::ok(),
+        };
+        self.renewals(shape, members, ends, reply)
     }
 
     fn renewals(
         self,
         shape: &Shape,
         members: std::ops::Range<usize>,
-        lease: &dyn Fn(usize) -> i64,
+        ends: Ends,
         reply: Expect,
     ) -> Calls {
         let mut calls = Calls::new(0, vec![reply], &[]);
         for member in members {
-            let (meta, lease) = (meta(member), lease(member).to_string());
+            let (meta, lease) = (meta(member), ends.of(member).to_string());
             match self {
                 Kind::Presence => calls.request(&[
                     b"PRESENCE.ONLINE",
@@ -79,6 +104,16 @@ impl Kind {
                     let key = key.as_bytes();
                     calls.request(&[b"SET", key, meta.as_bytes(), b"PXAT", lease.as_bytes()])
                 }
+                Kind::Fields => calls.request(&[
+                    b"HSETEX",
+                    format!("{FIELDS}{}", shape.space_of(member)).as_bytes(),
+                    b"PXAT",
+                    lease.as_bytes(),
+                    b"FIELDS",
+                    b"1",
+                    session(member).as_bytes(),
+                    meta.as_bytes(),
+                ]),
             }
             .end();
         }
@@ -89,6 +124,7 @@ impl Kind {
         match self {
             Kind::Presence => &[],
             Kind::Keys => &[("notify-keyspace-events", "Ex")],
+            Kind::Fields => &[("notify-keyspace-events", "Eh")],
         }
     }
 
@@ -96,10 +132,11 @@ impl Kind {
         match self {
             Kind::Presence => "presence:room:*",
             Kind::Keys => "__keyevent@0__:expired",
+            Kind::Fields => "__keyevent@0__:hexpired",
         }
     }
 
-    /// What a message says; None where it is not the end of a lease.
+    /// What a message of a session says; None where it is not the end of a lease.
     fn leave(self, message: &[u8], arrived_us: i64) -> Option<Leave> {
         match self {
             Kind::Presence => {
@@ -114,6 +151,30 @@ impl Kind {
                 let end = message.len().checked_sub(b"\r\n".len() + 9)?;
                 Some(Leave { member: digits(message, end, 9)?, at_ms: None, arrived_us })
             }
+            Kind::Fields => None,
+        }
+    }
+}
+
+/// What the names of hashes begin with.
+const FIELDS: &str = "fields:";
+
+/// Of each hash, how many of its fields are known to have expired.
+struct ExpiredFields(Vec<usize>);
+
+impl ExpiredFields {
+    /// The notification does not say how many fields have expired, nor which. In favour of the server, it is
+    /// taken to be about all of that hash that are due when it arrives.
+    fn leaves(&mut self, message: &[u8], ends: Ends, members: usize, leaves: &mut Vec<Leave>) {
+        let arrived_us = now_us();
+        let Some(at) = message.len().checked_sub(b"\r\n".len() + 6) else { return };
+        let Some(space) = digits(message, at, 6) else { return };
+        let Some(known) = self.0.get_mut(space) else { return };
+        let mut member = space + *known * SPACES;
+        while member < members && ends.of(member) * 1000 <= arrived_us {
+            leaves.push(Leave { member, at_ms: None, arrived_us });
+            *known += 1;
+            member += SPACES;
         }
     }
 }
@@ -127,6 +188,7 @@ fn listen(
     kind: Kind,
     server: &Server,
     count: usize,
+    ends: Ends,
     deadline: Instant,
 ) -> Result<JoinHandle<std::result::Result<Vec<Leave>, String>>> {
     let mut client = Client::connect(server.port)?;
@@ -136,7 +198,7 @@ fn listen(
     Ok(std::thread::spawn(move || {
         crate::server::prefer(0);
         let _open = client;
-        heard(kind, &mut stream, count, deadline).map_err(|e| e.to_string())
+        heard(kind, &mut stream, count, ends, deadline).map_err(|e| e.to_string())
     }))
 }
 
@@ -144,8 +206,10 @@ fn heard(
     kind: Kind,
     stream: &mut std::net::TcpStream,
     count: usize,
+    ends: Ends,
     deadline: Instant,
 ) -> Result<Vec<Leave>> {
+    let mut fields = ExpiredFields(vec![0; SPACES]);
     let mut leaves = Vec::with_capacity(count);
     let mut buf = vec![0; 1 << 22];
     let (mut filled, mut begin, mut pos) = (0, 0, 0);
@@ -159,7 +223,12 @@ fn heard(
         }
         let arrived_us = now_us();
         while pos < filled && skipper.skip(&buf[..filled], &mut pos)? {
-            leaves.extend(kind.leave(&buf[begin..pos], arrived_us));
+            let message = &buf[begin..pos];
+            if kind == Kind::Fields {
+                fields.leaves(message, ends, count, &mut leaves);
+            } else {
+                leaves.extend(kind.leave(message, arrived_us));
+            }
             begin = pos;
         }
         buf.copy_within(begin..filled, 0);
@@ -217,7 +286,7 @@ fn with_time(least: Duration, mut attempt: impl FnMut(Duration) -> Result<bool>)
 pub fn lapse(options: &Options, samples: &mut Samples) -> Result<()> {
     let members = if options.quick { 40_000 } else { 1_000_000 };
     let least = Duration::from_secs(2) + Duration::from_micros(16 * members as u64);
-    for (kind, name) in KINDS {
+    for (kind, name) in kinds(options) {
         with_time(least, |fill| {
             one_lapse(options, samples, kind, &format!("lapse.{name}"), members, fill)
         })?;
@@ -239,10 +308,10 @@ fn one_lapse(
     server.client.call(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 0 0 0"])?;
     let shape = people(members);
     let first = now_ms() + fill.as_millis() as i64;
-    let lease = |member: usize| first + (member / PACE) as i64;
+    let ends = Ends::Evenly(first);
     let mut load = Load::connect(&server)?;
     for part in parts(members) {
-        load.all(&mut kind.joins(&shape, part, &lease))?;
+        load.all(&mut kind.joins(&shape, part, ends))?;
     }
     if now_ms() >= first {
         return Ok(false);
@@ -252,9 +321,9 @@ fn one_lapse(
     let deadline = Instant::now() + fill + last + patience;
     // From now on: nobody wants to hear of the joins.
     let stalls = Stalls::watch(options.server_core);
-    let leaves = listen(kind, &server, members, deadline)?.join().map_err(|_| "panic")??;
+    let leaves = listen(kind, &server, members, ends, deadline)?.join().map_err(|_| "panic")??;
     samples.add(format!("{name} stall"), stalls.end()?);
-    lateness(samples, name, &leaves, members, &lease)?;
+    lateness(samples, name, &leaves, members, ends)?;
     Ok(true)
 }
 
@@ -264,17 +333,20 @@ fn lateness(
     name: &str,
     leaves: &[Leave],
     members: usize,
-    lease: &dyn Fn(usize) -> i64,
+    ends: Ends,
 ) -> Result<()> {
     if leaves.is_empty() {
         return Err("nobody left".into());
     }
-    let early = leaves.iter().filter(|leave| leave.arrived_us < lease(leave.member) * 1000).count();
+    let early =
+        leaves.iter().filter(|leave| leave.arrived_us < ends.of(leave.member) * 1000).count();
     if early > 0 {
         return Err(format!("{early} leaves came too early").into());
     }
-    let mut late: Vec<u32> =
-        leaves.iter().map(|leave| (leave.arrived_us - lease(leave.member) * 1000) as u32).collect();
+    let mut late: Vec<u32> = leaves
+        .iter()
+        .map(|leave| (leave.arrived_us - ends.of(leave.member) * 1000) as u32)
+        .collect();
     late.sort_unstable();
     for (what, part) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
         samples.add(format!("{name} {what}"), percentile(&late, part) / 1000.0);
@@ -282,7 +354,7 @@ fn lateness(
     samples.add(format!("{name} heard"), 100.0 * leaves.len() as f64 / members as f64);
     let mut by_event: Vec<u32> = leaves
         .iter()
-        .filter_map(|leave| Some((leave.at_ms? - lease(leave.member)) as u32))
+        .filter_map(|leave| Some((leave.at_ms? - ends.of(leave.member)) as u32))
         .collect();
     by_event.sort_unstable();
     if !by_event.is_empty() {
@@ -298,7 +370,7 @@ pub fn crowd(options: &Options, samples: &mut Samples) -> Result<()> {
     let members = if options.quick { 50_000 } else { 250_000 };
     let least = Duration::from_secs(2) + Duration::from_micros(20 * members as u64);
     for _ in 0..if options.quick { 1 } else { 5 } {
-        for (kind, name) in KINDS {
+        for (kind, name) in kinds(options) {
             with_time(least, |fill| {
                 one_crowd(options, samples, kind, &format!("crowd.{name}"), members, fill)
             })?;
@@ -332,26 +404,30 @@ fn one_crowd(
     let far = end + FAR_MS;
     let mut load = Load::connect(&server)?;
     for part in parts(members) {
-        load.all(&mut kind.joins(&shape, part, &|_| end))?;
+        load.all(&mut kind.joins(&shape, part, Ends::At(end)))?;
     }
     // Their users have other numbers, so that nobody is taken for one of the crowd.
     let range = 1_000_000..1_000_000 + OTHERS;
-    load.all(&mut kind.joins(&others, range.clone(), &|_| far))?;
+    load.all(&mut kind.joins(&others, range.clone(), Ends::At(far)))?;
     if now_ms() + QUIET.as_millis() as i64 > end {
         return Ok(false);
     }
-    let reply = if kind == Kind::Presence { Expect::int(0) } else { Expect::ok() };
-    let mut heartbeats = kind.renewals(&others, range, &|_| far, reply);
+    let reply = match kind {
+        Kind::Presence => Expect::int(0),
+        Kind::Keys => Expect::ok(),
+        Kind::Fields => Expect::int(1),
+    };
+    let mut heartbeats = kind.renewals(&others, range, Ends::At(far), reply);
     let until = end + WATCHED.as_millis() as i64;
     let pings = ping(&server, end - QUIET.as_millis() as i64, until)?;
     let deadline = Instant::now() + QUIET + fill + Duration::from_secs(60);
     let stalls = Stalls::watch(options.server_core);
-    let leaves = listen(kind, &server, members, deadline)?;
+    let leaves = listen(kind, &server, members, Ends::At(end), deadline)?;
     let beats = beat(&mut load, &mut heartbeats, end - QUIET.as_millis() as i64, until)?;
     let leaves = leaves.join().map_err(|_| "panic")??;
     let pings = pings.join().map_err(|_| "panic")??;
     samples.add(format!("{name} stall"), stalls.end()?);
-    lateness(samples, name, &leaves, members, &|_| end)?;
+    lateness(samples, name, &leaves, members, Ends::At(end))?;
     let done = leaves.iter().map(|leave| leave.arrived_us).max().unwrap_or(0);
     samples.add(format!("{name} all"), done as f64 / 1000.0 - end as f64);
     let during = (end * 1000, done.min(until * 1000));
