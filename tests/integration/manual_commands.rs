@@ -318,7 +318,8 @@ fn every_command_has_its_page() {
             wrong.push(format!("{}: there is no such command", shown(&path)));
         }
     }
-    let hint = "`make command-pages` writes the heads; CONTRIBUTING.md describes the pages";
+    let hint = "`make command-pages` writes the heads, or without a release build: cargo test --test integration -- \
+                --ignored manual_commands::write. CONTRIBUTING.md describes the pages";
     assert!(wrong.is_empty(), "{}\n\n{hint}", wrong.join("\n"));
 }
 
