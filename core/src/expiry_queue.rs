@@ -141,6 +141,15 @@ struct Look {
     ready: Vec<Box<[u8]>>,
 }
 
+/// A part of a walk along the names of a database.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct SomeNames {
+    /// Each with its hash, in the order of these.
+    pub names: Vec<(u64, Box<[u8]>)>,
+    /// From which hash the walk goes on; none at the end.
+    pub next: Option<u64>,
+}
+
 /// Spaces by database and name, ordered by when they are due.
 #[derive(Default)]
 pub struct ExpiryQueue {
@@ -235,6 +244,16 @@ impl ExpiryQueue {
         entries
             .filter_map(|(_, block, heap_slot)| Some(Entry::of(block, *heap_slot)?.name.into()))
             .collect()
+    }
+
+    /// Some names of a database with their hashes, in the order of these, from one on, or none where nothing is near.
+    /// The hashes are the same for as long as the process runs: a walk meets
+    /// whatever is there throughout once, although entries come, go and move.
+    pub fn names_from(&self, db: i32, from: u64) -> SomeNames {
+        let Some(queue) = self.queue_at(db) else { return SomeNames::default() };
+        let (found, next) = queue.names.next(from, |id| name_hash(&queue.entries, id));
+        let named = |(hash, id)| Some((hash, entry(&queue.entries, id)?.name.into()));
+        SomeNames { names: found.into_iter().filter_map(named).collect(), next }
     }
 
     /// Two databases have changed their numbers.
@@ -441,6 +460,34 @@ mod tests {
         queue.schedule(1, b"again", 0);
         assert_eq!(queue.first(), Some((0, 1, &b"again"[..])));
         assert_eq!(queue.forget_db(7).map(|gone| gone.len()), None);
+    }
+
+    #[test]
+    fn a_walk_along_the_names_meets_once_what_stays() {
+        let mut queue = ExpiryQueue::default();
+        let name = |kind: &str, n: u64| format!("{kind}{n}").into_bytes();
+        for n in 0..3000 {
+            queue.schedule(0, &name("stays", n), n);
+            queue.schedule(1, &name("other", n), n);
+        }
+        let (mut met, mut from, mut step) = (BTreeMap::<Vec<u8>, u32>::new(), Some(0), 0);
+        while let Some(at) = from {
+            let SomeNames { names, next } = queue.names_from(0, at);
+            assert!(next.is_none_or(|next| next > at));
+            assert!(names.iter().all(|(hash, name)| *hash >= at && *hash == hash_of(name)));
+            names.into_iter().for_each(|(_, name)| *met.entry(name.into()).or_default() += 1);
+            from = next;
+            // Others come and go meanwhile, so that tables split and merge and entries move.
+            for n in step * 20..(step + 1) * 20 {
+                queue.schedule(0, &name("comes", n), n);
+                queue.forget(0, &name("comes", n / 2));
+            }
+            step += 1;
+        }
+        assert!((0..3000).all(|n| met.get(&name("stays", n)) == Some(&1)));
+        assert!(met.values().all(|times| *times == 1));
+        assert!(met.keys().all(|name| !name.starts_with(b"other")));
+        assert_eq!(queue.names_from(7, 0), SomeNames::default());
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod publish;
 mod read;
 mod reply;
 mod space;
+mod spaces;
 mod status;
 mod sweep;
 mod unlink;
@@ -28,6 +29,7 @@ pub const TABLE: &[Registration] = &[
     row::<status::Status>(),
     row::<user::User>(),
     row::<space::Space>(),
+    row::<spaces::Spaces>(),
     row::<count::Count>(),
     row::<events::Events>(),
     row::<read::Read>(),

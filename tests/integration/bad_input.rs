@@ -140,6 +140,8 @@ fn unknown_doubled_and_contradicting_options() {
         ("PRESENCE.SPACE s CURSOR 0 CURSOR 0", "cursor"),
         ("PRESENCE.SPACE s WITHSESSIONS WITHSESSIONS", "withsessions"),
         ("PRESENCE.SPACE s JSON WITHSESSIONS JSON", "json"),
+        ("PRESENCE.SPACES WHAT", "what"),
+        ("PRESENCE.SPACES MATCH", "match"),
         ("PRESENCE.COUNT s WHAT", "what"),
         ("PRESENCE.COUNT s SESSIONS SESSIONS", "sessions"),
         ("PRESENCE.COUNT s SESSIONS 1", "1"),

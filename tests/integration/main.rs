@@ -45,5 +45,6 @@ mod replies;
 mod rules;
 mod scripts;
 mod space_json;
+mod spaces;
 mod transactions;
 mod transcript;

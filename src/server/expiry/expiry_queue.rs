@@ -6,7 +6,7 @@
 //! find an empty one. No borrow of it lasts across a call into the server.
 
 use presence_core::collections::hash_of;
-use presence_core::expiry_queue::ExpiryQueue;
+use presence_core::expiry_queue::{ExpiryQueue, SomeNames};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
@@ -184,6 +184,11 @@ pub fn take_aside() -> bool {
 /// The names of all spaces that are filed in a database.
 pub fn names(db: i32) -> Vec<Box<[u8]>> {
     with(|state| state.current.names(db))
+}
+
+/// The next names of a database in the order of their hashes, as in [`ExpiryQueue::names_from`].
+pub fn names_from(db: i32, from: u64) -> SomeNames {
+    with(|state| state.current.names_from(db, from))
 }
 
 /// The epoch for a space that is created at `now`: later than that of any space of this name that

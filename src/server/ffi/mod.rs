@@ -1,5 +1,6 @@
 //! The server's interface: contexts, arguments, replies, errors, the clock, prefetching, the allocator.
 
+pub mod acl;
 pub mod alloc;
 pub mod args;
 pub mod clock;
