@@ -32,5 +32,6 @@ pub mod collections;
 pub mod expiry_queue;
 pub mod glob;
 pub mod json;
+pub mod owners;
 pub mod rules;
 pub mod space;

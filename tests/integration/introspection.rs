@@ -383,6 +383,7 @@ fn info_tells_the_truth() {
         "sweeps",
         "sweep_backlog",
         "queue_repairs",
+        "owners",
         "sweep_lag_last_ms",
         "sweep_lag_max_ms",
         "sweep_lag_p99_ms",

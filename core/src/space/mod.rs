@@ -48,8 +48,8 @@ pub const MAX_NAME_BYTES: usize = 512;
 /// bytes: each event repeats it.
 pub const MAX_SPACE_BYTES: usize = 4096;
 /// No time and no sequence number is later than this: sums of two cannot overflow, and both fit
-/// the signed integers of replies.
-pub const MAX_TIMESTAMP: u64 = (1 << 62) - 1;
+/// the signed integers of replies. A lease has flags in the bits above it.
+pub const MAX_TIMESTAMP: u64 = (1 << 60) - 1;
 
 /// No epoch and no seq is greater than this: readers of JSON hold such numbers exactly.
 pub const MAX_ID_NUMBER: u64 = 1 << 53;

@@ -2,6 +2,7 @@
 
 use crate::server::blocking::space_waits;
 use crate::server::expiry::expiry_queue;
+use crate::server::expiry::owners;
 use crate::server::expiry::sweep;
 use crate::server::ffi::args::Arg;
 use crate::server::ffi::context::{Context, OwnedString};
@@ -79,6 +80,7 @@ unsafe extern "C" fn on_flush(
     let info = unsafe { &*data.cast::<raw::RedisModuleFlushInfo>() };
     let db = (info.dbnum >= 0).then_some(info.dbnum);
     expiry_queue::flushed(db);
+    owners::flushed(db);
     space_waits::wake_flushed(db);
 }
 
@@ -94,6 +96,7 @@ unsafe extern "C" fn on_swap(
     // SAFETY: the data of this event is a `RedisModuleSwapDbInfo`, and it is not null.
     let info = unsafe { &*data.cast::<raw::RedisModuleSwapDbInfo>() };
     expiry_queue::swapped(info.dbnum_first, info.dbnum_second);
+    owners::swapped(info.dbnum_first, info.dbnum_second);
     key_moves::swapped(info.dbnum_first, info.dbnum_second);
     space_waits::wake_db(Some(info.dbnum_first));
     space_waits::wake_db(Some(info.dbnum_second));
@@ -109,6 +112,7 @@ fn begin_to_decide(ctx: Context) {
     let grace = config::restart_grace_ms();
     space_value::begin_to_decide(if grace > 0 { now + grace } else { 0 });
     if grace > 0 {
+        owners::grant_grace(now + grace, now);
         // Replicas and the AOF are told soon, not when the old leases end.
         expiry_queue::look_at_all();
     }
@@ -157,17 +161,24 @@ unsafe extern "C" fn on_load_aside(
     _: *mut c_void,
 ) {
     match subevent {
-        raw::REDISMODULE_SUBEVENT_REPL_ASYNC_LOAD_STARTED => expiry_queue::begin_aside(),
+        raw::REDISMODULE_SUBEVENT_REPL_ASYNC_LOAD_STARTED => {
+            expiry_queue::begin_aside();
+            owners::begin_aside();
+        }
         raw::REDISMODULE_SUBEVENT_REPL_ASYNC_LOAD_COMPLETED => {
             // SAFETY: the server passes the context of this event.
             let ctx = unsafe { Context::from_raw(ctx) };
+            owners::take_aside();
             if !expiry_queue::take_aside() {
                 find_databases(ctx);
             }
             space_waits::wake_db(None);
             sweep::arm(ctx, ctx.now());
         }
-        _ => expiry_queue::drop_aside(),
+        _ => {
+            expiry_queue::drop_aside();
+            owners::drop_aside();
+        }
     }
 }
 

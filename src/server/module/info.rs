@@ -1,6 +1,7 @@
 //! The module's section of `INFO`.
 
 use crate::server::expiry::expiry_queue;
+use crate::server::expiry::owners;
 use crate::server::module::stats;
 use redis_module::raw;
 use std::ffi::{CStr, c_int};
@@ -34,10 +35,12 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
     let now = crate::server::ffi::clock::server_time();
     let (spaces, users, sessions, bytes) = stats::totals();
     let (_, agenda_bytes) = expiry_queue::size();
+    let (owners, owner_bytes) = owners::size();
     let gauge = |value: i64| u64::try_from(value).unwrap_or(0);
     add(c"spaces", gauge(spaces));
     add(c"users", gauge(users));
     add(c"sessions", gauge(sessions));
+    add(c"owners", owners as u64);
     add(c"joins", stats::JOINS.get());
     add(c"leaves", stats::LEAVES.get());
     add(c"timeouts", stats::TIMEOUTS.get());
@@ -51,5 +54,5 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
     add(c"sweep_lag_max_ms", stats::LAGS.max.get());
     add(c"sweep_lag_p99_ms", stats::LAGS.p99());
     add(c"sweep_longest_us", stats::LONGEST_SWEEP_US.get());
-    add(c"bytes_used", gauge(bytes) + agenda_bytes as u64);
+    add(c"bytes_used", gauge(bytes) + (agenda_bytes + owner_bytes) as u64);
 }
