@@ -6,10 +6,14 @@
 //! borrowed from them and no memory is reserved for it, and what is refused is other versions,
 //! unknown effects, text that is not UTF-8, metadata that a command would refuse, and bytes left
 //! over. The texts of events are checked by the space, which knows their ids.
+//!
+//! Effects of owners travel in the same form, in batches of their own.
 
 use crate::json;
+use crate::owners::OwnerEffect;
 use crate::space::Effect;
 use bincode::Options;
+use serde::{Deserialize, Serialize};
 
 const VERSION: u8 = 1;
 
@@ -55,6 +59,15 @@ pub fn begin(out: &mut Vec<u8>) {
 
 /// Appends an effect to a batch.
 pub fn encode(out: &mut Vec<u8>, effect: &Effect<'_>) {
+    append(out, effect);
+}
+
+/// Appends an effect to a batch of effects of owners.
+pub fn encode_owner(out: &mut Vec<u8>, effect: &OwnerEffect<'_>) {
+    append(out, effect);
+}
+
+fn append<T: Serialize>(out: &mut Vec<u8>, effect: &T) {
     let before = out.len();
     let length = options().serialized_size(effect).ok().and_then(|size| u32::try_from(size).ok());
     let written = length.is_some_and(|length| {
@@ -69,6 +82,18 @@ pub fn encode(out: &mut Vec<u8>, effect: &Effect<'_>) {
 
 /// The effects of a batch, in order. Ends after the first error.
 pub fn decode(batch: &[u8]) -> impl Iterator<Item = Result<Effect<'_>, Error>> {
+    effects(batch, is_valid)
+}
+
+/// The effects of a batch of effects of owners, in order. Ends after the first error.
+pub fn decode_owners(batch: &[u8]) -> impl Iterator<Item = Result<OwnerEffect<'_>, Error>> {
+    effects(batch, OwnerEffect::is_valid)
+}
+
+fn effects<'a, T: Deserialize<'a>>(
+    batch: &'a [u8],
+    is_valid: fn(&T) -> bool,
+) -> impl Iterator<Item = Result<T, Error>> {
     let mut rest = match batch.split_first() {
         Some((&VERSION, rest)) => Ok(rest),
         Some(_) => Err(Error::Version),
@@ -80,6 +105,9 @@ pub fn decode(batch: &[u8]) -> impl Iterator<Item = Result<Effect<'_>, Error>> {
             Ok(bytes) => decode_one(bytes),
             Err(error) => Err(error),
         };
+        let next = next.and_then(|(effect, after)| {
+            if is_valid(&effect) { Ok((effect, after)) } else { Err(Error::Malformed) }
+        });
         Some(next.map(|(effect, after)| {
             rest = Ok(after);
             effect
@@ -87,7 +115,7 @@ pub fn decode(batch: &[u8]) -> impl Iterator<Item = Result<Effect<'_>, Error>> {
     })
 }
 
-fn decode_one(bytes: &[u8]) -> Result<(Effect<'_>, &[u8]), Error> {
+fn decode_one<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<(T, &'a [u8]), Error> {
     let malformed = |_| Error::Malformed;
     let length: u32 = options().allow_trailing_bytes().deserialize(bytes).map_err(malformed)?;
     let header = options().serialized_size(&length).map_err(malformed)?;
@@ -95,18 +123,18 @@ fn decode_one(bytes: &[u8]) -> Result<(Effect<'_>, &[u8]), Error> {
     let end = header.saturating_add(length as usize);
     let (effect, after) = (bytes.get(header..end), bytes.get(end..));
     let (effect, after) = effect.zip(after).ok_or(Error::Malformed)?;
-    let effect: Effect =
-        options().reject_trailing_bytes().deserialize(effect).map_err(malformed)?;
+    let effect = options().reject_trailing_bytes().deserialize(effect).map_err(malformed)?;
+    Ok((effect, after))
+}
+
+fn is_valid(effect: &Effect<'_>) -> bool {
     let meta = match effect {
         Effect::Online { meta, .. }
         | Effect::Update { meta, .. }
-        | Effect::Session { meta, .. } => meta,
+        | Effect::Session { meta, .. } => *meta,
         _ => None,
     };
-    if meta.is_some_and(|meta| json::check(meta).is_err() || json::is_null(meta)) {
-        return Err(Error::Malformed);
-    }
-    Ok((effect, after))
+    meta.is_none_or(|meta| json::check(meta).is_ok() && !json::is_null(meta))
 }
 
 #[cfg(test)]
@@ -180,6 +208,42 @@ mod tests {
     }
 
     #[test]
+    fn effects_of_owners_come_back_and_keep_their_numbers() {
+        let reason = Reason::Offline;
+        let effects = [
+            OwnerEffect::Begin { owner: "gw-1", lease: 9, bound: 18 },
+            OwnerEffect::Lease { owner: "\0", lease: 10, bound: 10 },
+            OwnerEffect::Cut { owner: "\u{1f600}", lease: 11, reason: Reason::Timeout },
+            OwnerEffect::End { owner: "gw-1", at: 12, reason },
+        ];
+        let mut bytes = Vec::new();
+        begin(&mut bytes);
+        for (number, effect) in effects.iter().enumerate() {
+            let before = bytes.len();
+            encode_owner(&mut bytes, effect);
+            assert_eq!(usize::from(bytes[before + 1]), number, "{effect:?}");
+        }
+        let back: Result<Vec<OwnerEffect>, Error> = decode_owners(&bytes).collect();
+        assert_eq!(back.unwrap(), effects);
+        let long = "x".repeat(513);
+        for bad in [
+            OwnerEffect::End { owner: "", at: 1, reason },
+            OwnerEffect::End { owner: &long, at: 1, reason },
+            OwnerEffect::End { owner: "o", at: u64::MAX, reason },
+            OwnerEffect::Cut { owner: "o", lease: u64::MAX, reason },
+            OwnerEffect::Begin { owner: "o", lease: 2, bound: 1 },
+            OwnerEffect::Lease { owner: "o", lease: 1, bound: u64::MAX },
+        ] {
+            begin(&mut bytes);
+            encode_owner(&mut bytes, &bad);
+            assert_eq!(decode_owners(&bytes).next(), Some(Err(Error::Malformed)), "{bad:?}");
+        }
+        for end in 0..bytes.len() {
+            assert!(decode_owners(&bytes[..end]).all(|effect| effect.is_err()));
+        }
+    }
+
+    #[test]
     fn errors_have_texts() {
         let text =
             |error: Error| -> String { Box::<dyn std::error::Error>::from(error).to_string() };
@@ -219,11 +283,11 @@ mod tests {
     proptest! {
         #[test]
         fn noise_is_survived(mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode(&bytes).count();
+            let _ = (decode(&bytes).count(), decode_owners(&bytes).count());
             if let Some(first) = bytes.first_mut() {
                 *first = VERSION;
             }
-            let _ = decode(&bytes).count();
+            let _ = (decode(&bytes).count(), decode_owners(&bytes).count());
         }
 
         #[test]

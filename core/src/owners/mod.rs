@@ -13,11 +13,15 @@
 //! Which spaces an owner has is a hint, as the entries of the expiry queue are: a space that has no sessions of it
 //! any more costs a look.
 
+mod bonds;
 mod clock;
+pub mod effect;
 mod name_set;
 mod owner;
 
+pub use bonds::{Bonds, Broken};
 pub use clock::OwnerClock;
+pub use effect::OwnerEffect;
 pub use name_set::NameSet;
 pub use owner::{Owner, OwnerLease};
 
@@ -154,7 +158,8 @@ impl Owners {
     }
 
     /// Makes the lease of a live owner end at `until`, if it does not end earlier. If that is not later than
-    /// `now`, the owner ends at once. Returns how many sessions it has; none if no such owner is live.
+    /// `now`, the owner ends at once. An owner that says itself that it ends does so for this reason, whichever
+    /// time is earlier. Returns how many sessions it has; none if no such owner is live.
     pub fn cut(
         &mut self,
         name: &str,
@@ -165,8 +170,8 @@ impl Owners {
         self.clock.advance(now);
         let owner = self.live(name, now)?.clone();
         let sessions = owner.sessions();
-        if until < owner.until() {
-            self.set(&owner, OwnerLease { until, reason }, now);
+        if until < owner.until() || reason == Reason::Offline {
+            self.set(&owner, OwnerLease { until: until.min(owner.until()), reason }, now);
         }
         if !owner.is_live(now) {
             self.end_entry(name);
@@ -222,12 +227,54 @@ impl Owners {
         is_there
     }
 
-    /// Each lease becomes at least `until`.
-    pub fn grant_grace(&mut self, until: Timestamp, now: Timestamp) {
+    /// This server decides from now on. Each lease becomes what is known of it for certain, and at least
+    /// `until`. Others have still to be told.
+    pub fn begin_to_decide(&mut self, until: Timestamp, now: Timestamp) {
         for entry in self.by_name.values() {
             let owner = &entry.owner;
-            if owner.until() < until {
-                self.set(owner, OwnerLease { until, ..owner.lease() }, now);
+            let lease = OwnerLease { until: owner.known_until().max(until), ..owner.lease() };
+            if lease != owner.lease() {
+                self.set(owner, lease, now);
+            }
+            owner.set_told(0, 0);
+        }
+    }
+
+    /// Does what the primary says, or a snapshot.
+    pub fn apply(&mut self, effect: &OwnerEffect<'_>, now: Timestamp) {
+        match *effect {
+            OwnerEffect::Begin { owner, lease, bound } => {
+                self.end_entry(owner);
+                self.assign(owner, OwnerLease::until(bound), now).set_told(lease, bound);
+            }
+            OwnerEffect::Lease { owner, lease, bound } => {
+                self.assign(owner, OwnerLease::until(bound), now).set_told(lease, bound);
+            }
+            OwnerEffect::Cut { owner, lease, reason } => {
+                // A cut makes no owner.
+                if self.get(owner).is_some() {
+                    let cut = OwnerLease { until: lease, reason };
+                    self.assign(owner, cut, now).set_told(lease, lease);
+                }
+            }
+            OwnerEffect::End { owner, .. } => self.end_entry(owner),
+        }
+    }
+
+    /// What makes up the owners for another node or a snapshot.
+    pub fn dump(&self, mut tell: impl FnMut(&OwnerEffect<'_>)) {
+        for entry in self.by_name.values() {
+            let owner = &entry.owner;
+            let (name, until, lease) = (owner.name(), owner.until(), owner.known_until());
+            match owner.reason() {
+                Reason::Timeout => {
+                    let bound = until.max(owner.told_bound());
+                    tell(&OwnerEffect::Begin { owner: name, lease: lease.min(bound), bound });
+                }
+                reason => {
+                    tell(&OwnerEffect::Begin { owner: name, lease: until, bound: until });
+                    tell(&OwnerEffect::Cut { owner: name, lease: until, reason });
+                }
             }
         }
     }
@@ -268,18 +315,24 @@ impl Owners {
     /// Ends the owners whose leases are over, for as long as `may_go_on`. Returns whether it came to an end. For
     /// a server that decides.
     pub fn end_expired(&mut self, now: Timestamp, may_go_on: &mut impl FnMut() -> bool) -> bool {
-        self.clock.advance(now);
-        while let Some(owner) = self.clock.first_expired() {
-            if self.get(owner.name()).is_some_and(|current| current.id() == owner.id()) {
-                self.end_entry(owner.name());
-            } else {
-                self.clock.end(&owner);
-            }
+        while self.end_next_expired(now).is_some() {
             if !may_go_on() {
                 return false;
             }
         }
         true
+    }
+
+    /// Ends the owner whose lease ended first, if it is over. Others are to be told of it.
+    pub fn end_next_expired(&mut self, now: Timestamp) -> Option<Arc<Owner>> {
+        self.clock.advance(now);
+        let owner = self.clock.first_expired()?;
+        if self.get(owner.name()).is_some_and(|current| current.id() == owner.id()) {
+            self.end_entry(owner.name());
+        } else {
+            self.clock.end(&owner);
+        }
+        Some(owner)
     }
 
     /// A space in which sessions of an owner that has ended are still to end. Each is given out once.

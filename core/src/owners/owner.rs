@@ -34,6 +34,10 @@ pub struct Owner {
     name: Box<str>,
     lease: AtomicU64,
     sessions: AtomicUsize,
+    /// The lease and the bound that others were told last, or that the primary told: see `effect`. 0 is
+    /// nothing.
+    told_lease: AtomicU64,
+    told_bound: AtomicU64,
 }
 
 impl Owner {
@@ -43,6 +47,8 @@ impl Owner {
             name: name.into(),
             lease: AtomicU64::new(0),
             sessions: AtomicUsize::new(0),
+            told_lease: AtomicU64::new(0),
+            told_bound: AtomicU64::new(0),
         };
         owner.set_lease(lease);
         owner
@@ -87,6 +93,25 @@ impl Owner {
     pub(super) fn set_lease(&self, lease: OwnerLease) {
         let offline = if lease.reason == Reason::Offline { OFFLINE } else { 0 };
         self.lease.store(lease.until & !(OFFLINE | OVER) | offline, Relaxed);
+    }
+
+    /// Up to when replicas and the AOF believe in the owner without further effects; 0 if they were told
+    /// nothing.
+    pub fn told_bound(&self) -> Timestamp {
+        self.told_bound.load(Relaxed)
+    }
+
+    /// Others were told this lease and this bound, or the primary told them.
+    pub fn set_told(&self, lease: Timestamp, bound: Timestamp) {
+        self.told_lease.store(lease, Relaxed);
+        self.told_bound.store(bound, Relaxed);
+    }
+
+    /// The latest lease that is known for certain. Where the lease is a bound that the primary told, it is the
+    /// lease that was told with it.
+    pub fn known_until(&self) -> Timestamp {
+        let until = self.until();
+        if until == self.told_bound() { self.told_lease.load(Relaxed) } else { until }
     }
 
     /// How many sessions spaces hold of it.

@@ -136,8 +136,8 @@ proptest! {
                     let live = model.get_mut(&name).filter(|known| known.until > now);
                     prop_assert_eq!(cut.is_some(), live.is_some());
                     if let Some(known) = live {
-                        if now + ttl < known.until {
-                            (known.until, known.reason) = (now + ttl, reason);
+                        if now + ttl < known.until || by_request {
+                            (known.until, known.reason) = (known.until.min(now + ttl), reason);
                         }
                         if known.until <= now {
                             prop_assert_eq!(known.owner.reason(), reason);
@@ -163,7 +163,7 @@ proptest! {
                     }
                 }
                 Op::Grace(by) => {
-                    owners.grant_grace(now + by, now);
+                    owners.begin_to_decide(now + by, now);
                     for known in model.values_mut() {
                         known.until = known.until.max(now + by);
                     }
@@ -242,4 +242,43 @@ fn owners_that_are_over_are_forgotten() {
     let changed = owners.clock().changed_since(0, usize::MAX).unwrap();
     assert!(changed.len() < 300, "{}", changed.len());
     assert!(changed.contains(&(held.id(), true)));
+}
+
+/// What an owner is on a node that was told of it, and on one that loads it.
+#[test]
+fn a_bound_is_kept_until_a_server_decides() {
+    let mut owners = Owners::default();
+    let begin = OwnerEffect::Begin { owner: "o", lease: 130, bound: 160 };
+    owners.apply(&begin, 100);
+    assert!(owners.live("o", 159).is_some() && owners.live("o", 160).is_none());
+    let dump = |owners: &Owners| {
+        let mut told = Vec::new();
+        owners.dump(|effect| told.push(format!("{effect:?}")));
+        told
+    };
+    assert_eq!(dump(&owners), [format!("{begin:?}")]);
+    // It is promoted at 140: a grace of 30, or none.
+    for (grace, until) in [(30, 170), (0, 130)] {
+        let mut promoted = Owners::default();
+        promoted.apply(&begin, 140);
+        promoted.begin_to_decide(if grace > 0 { 140 + grace } else { 0 }, 140);
+        assert_eq!(promoted.get("o").unwrap().until(), until);
+        assert_eq!(promoted.live("o", 140).is_some(), until > 140);
+    }
+    // A cut ends the bound, with its reason.
+    owners.apply(&OwnerEffect::Cut { owner: "o", lease: 120, reason: Reason::Offline }, 100);
+    let cut = OwnerLease { until: 120, reason: Reason::Offline };
+    assert_eq!(owners.get("o").unwrap().lease(), cut);
+    let mut loaded = Owners::default();
+    owners.dump(|effect| loaded.apply(effect, 0));
+    assert_eq!(loaded.get("o").unwrap().lease(), cut);
+    // A cut of an owner that is not there makes none; an end ends what is live.
+    owners.apply(&OwnerEffect::Cut { owner: "p", lease: 120, reason: Reason::Timeout }, 100);
+    owners.apply(&OwnerEffect::End { owner: "o", at: 101, reason: Reason::Offline }, 101);
+    assert!(owners.is_empty());
+    // The same name begins again: the first one has ended.
+    owners.apply(&begin, 100);
+    let first = owners.get("o").unwrap().clone();
+    owners.apply(&begin, 110);
+    assert!(first.is_over() && owners.get("o").is_some_and(|now| now.id() != first.id()));
 }
