@@ -9,6 +9,8 @@ mod message;
 mod news;
 mod offline;
 mod online;
+mod owner;
+mod owners;
 mod parse;
 mod publish;
 mod read;
@@ -20,7 +22,7 @@ mod sweep;
 mod unlink;
 mod user;
 
-use crate::server::module::init::{Registration, row};
+use crate::server::module::init::{Registration, container, row};
 
 /// The commands, for `init` to register.
 pub const TABLE: &[Registration] = &[
@@ -35,8 +37,10 @@ pub const TABLE: &[Registration] = &[
     row::<read::Read>(),
     row::<message::Message>(),
     row::<close::Close>(),
+    container::<owner::Owner>(),
     row::<apply::Apply>(),
     row::<sweep::Sweep>(),
     row::<unlink::Unlink>(),
     row::<publish::Publish>(),
+    row::<owners::Owners>(),
 ];

@@ -1,8 +1,8 @@
 //! `PRESENCE.OFFLINE`: sessions end, at once or unless they come back soon.
 
 use super::parse::{self, SESSIONS_LIST, Targets, USERS_LIST};
-use crate::server::ffi::args::{integer, set_once};
-use crate::server::ffi::error::{Error, Outcome};
+use crate::server::ffi::args::set_once;
+use crate::server::ffi::error::Outcome;
 use crate::server::module::call::Call;
 use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, SPACE, Spec, USER};
 use presence_core::space::ChangeCtx;
@@ -51,11 +51,7 @@ impl Command for Offline {
                 let value = parse::session(args.value_of("SESSION")?)?;
                 set_once(&mut session, value, "SESSION")?;
             } else if args.take_word("LINGER") {
-                let value = integer(args.value_of("LINGER")?).ok_or(Error::NOT_AN_INTEGER)?;
-                let value = u64::try_from(value).map_err(|_| {
-                    Error::new("LINGER is negative; it takes milliseconds, 0 or more")
-                })?;
-                set_once(&mut linger, value, "LINGER")?;
+                set_once(&mut linger, parse::linger(&mut args)?, "LINGER")?;
             } else {
                 return Err(args.unknown_option());
             }

@@ -6,6 +6,7 @@ use crate::server::module::command::{ArgKind, ArgSpec, USER};
 use crate::server::module::config::{self, ChannelMode};
 use crate::server::propagate::change_set;
 use presence_core::json;
+use presence_core::owners::MAX_OWNER_BYTES;
 use presence_core::space::{MAX_NAME_BYTES, MAX_TIMESTAMP, Meta};
 
 fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Error> {
@@ -40,6 +41,24 @@ pub fn user(bytes: &[u8]) -> Result<&str, Error> {
 #[inline]
 pub fn session(bytes: &[u8]) -> Result<&str, Error> {
     bounded(bytes, "session")
+}
+
+/// The name of an owner.
+pub fn owner(bytes: &[u8]) -> Result<&str, Error> {
+    if bytes.is_empty() {
+        return Err(Error::new(format!("owner is empty; it has 1 to {MAX_OWNER_BYTES} bytes")));
+    }
+    if bytes.len() > MAX_OWNER_BYTES {
+        return Err(Error::new(format!("owner is longer than {MAX_OWNER_BYTES} bytes")));
+    }
+    utf8(bytes, "owner")
+}
+
+/// What follows `LINGER`: milliseconds.
+pub fn linger(args: &mut Args<'_>) -> Result<u64, Error> {
+    let value = integer(args.value_of("LINGER")?).ok_or(Error::NOT_AN_INTEGER)?;
+    u64::try_from(value)
+        .map_err(|_| Error::new("LINGER is negative; it takes milliseconds, 0 or more"))
 }
 
 /// The bytes of the name of a space that may come into being by this command: events carry it as

@@ -216,6 +216,22 @@ pub fn epoch_given(epoch: u64) {
     LATEST_EPOCH.set(LATEST_EPOCH.get().max(epoch));
 }
 
+/// No later epoch was given to a space, nor is one remembered: what a snapshot has to say of epochs.
+pub fn latest_epoch() -> u64 {
+    let named = with(|state| {
+        let floor = state.epoch_floor.saturating_sub(1);
+        state.recent_epochs.values().copied().max().unwrap_or(0).max(floor)
+    });
+    named.max(LATEST_EPOCH.get())
+}
+
+/// A snapshot says that no later epoch was given to a space. Some of these spaces may be deleted, so no new
+/// one is as early.
+pub fn epoch_loaded(epoch: u64) {
+    epoch_given(epoch);
+    with(|state| state.epoch_floor = state.epoch_floor.max(epoch.saturating_add(1)));
+}
+
 /// Whether a dataset is being loaded beside the one that is served.
 pub fn is_loading_aside() -> bool {
     with(|state| state.aside.is_some())

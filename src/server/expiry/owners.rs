@@ -55,15 +55,16 @@ pub fn size() -> (usize, usize) {
     })
 }
 
+#[allow(dead_code)]
 /// The moment from which an owner of a database may have expired.
 pub fn next_due() -> Option<u64> {
     with_state(|state| state.current.values().filter_map(Owners::next_due).min())
 }
 
-/// Each lease of an owner becomes at least `until`.
-pub fn grant_grace(until: u64, now: u64) {
+/// This server decides from now on: see [`Owners::begin_to_decide`].
+pub fn begin_to_decide(until: u64, now: u64) {
     with_state(|state| {
-        state.current.values_mut().for_each(|owners| owners.grant_grace(until, now));
+        state.current.values_mut().for_each(|owners| owners.begin_to_decide(until, now));
     });
 }
 

@@ -70,6 +70,11 @@ impl<'a> Args<'a> {
         Ok(name)
     }
 
+    /// The bytes of the first argument, for commands whose first argument is no space.
+    pub fn required_first(&mut self) -> Result<&'a [u8], Error> {
+        self.space().map(Arg::bytes)
+    }
+
     /// The bytes of a further argument that the arity says is there.
     pub fn required(&mut self) -> Result<&'a [u8], Error> {
         self.next().ok_or_else(missing)

@@ -253,6 +253,30 @@ impl Context {
         }
     }
 
+    /// Tells replicas and the AOF to do `command payload` in the selected database.
+    pub fn replicate_keyless(self, command: &CStr, payload: Arg<'_>) {
+        // SAFETY: the format names a string of the server, which lives through the call.
+        unsafe {
+            api!(RedisModule_Replicate(self.0, command.as_ptr(), c"s".as_ptr(), payload.raw()));
+        }
+    }
+
+    /// The number of the connection that sent this command. None in a script, and where another module made
+    /// the call: there is no connection then.
+    pub fn connection(self) -> Option<u64> {
+        // In a script the number is not that of the client, and Valkey 9.1 crashes if it is asked about it.
+        if self.flags() & raw::REDISMODULE_CTX_FLAGS_LUA != 0 || self.is_replaying() {
+            return None;
+        }
+        // SAFETY: the context is that of a command. Without a place for what is known, the server says
+        // whether there is such a connection.
+        unsafe {
+            let id = api!(RedisModule_GetClientId(self.0));
+            let known = api!(RedisModule_GetClientInfoById(std::ptr::null_mut(), id));
+            (known == raw::REDISMODULE_OK as c_int).then_some(id)
+        }
+    }
+
     /// Tells replicas, the AOF, WATCH and the subscribers of keyspace events that a key was deleted.
     pub fn replicate_deletion(self, key: Arg<'_>) {
         let own = core_commands::OWN_UNLINK;
@@ -468,6 +492,12 @@ impl Context {
     pub fn reply_ok(self) {
         // SAFETY: as in `reply_integer`; the text ends with NUL.
         unsafe { api!(RedisModule_ReplyWithSimpleString(self.0, c"OK".as_ptr())) };
+    }
+
+    pub fn reply_status(self, text: &str) {
+        let text: Vec<u8> = text.bytes().filter(|byte| *byte != 0).chain([0]).collect();
+        // SAFETY: as in `reply_integer`; the text ends with NUL, and is copied.
+        unsafe { api!(RedisModule_ReplyWithSimpleString(self.0, text.as_ptr().cast())) };
     }
 
     pub fn reply_map(self, entries: usize) {

@@ -4,6 +4,7 @@ use crate::server::blocking::space_waits;
 use crate::server::expiry::expiry_queue;
 use crate::server::ffi::args::Arg;
 use crate::server::ffi::context::Context;
+use crate::server::keyspace::aux_data;
 use crate::server::keyspace::key_moves;
 use crate::server::keyspace::space_value::SpaceValue;
 use crate::server::propagate::change_set;
@@ -38,7 +39,7 @@ pub fn raw_type() -> *mut raw::RedisModuleType {
 pub fn register(ctx: Context) -> bool {
     // SAFETY: all zeroes is a valid value: no callbacks.
     let mut methods: raw::RedisModuleTypeMethods = unsafe { std::mem::zeroed() };
-    methods.version = 4;
+    methods.version = 5;
     methods.rdb_load = Some(rdb_load);
     methods.rdb_save = Some(rdb_save);
     methods.aof_rewrite = Some(aof_rewrite);
@@ -48,6 +49,7 @@ pub fn register(ctx: Context) -> bool {
     methods.free_effort2 = Some(free_effort);
     methods.unlink2 = Some(unlink);
     methods.copy2 = Some(copy);
+    aux_data::add_methods(&mut methods);
     // SAFETY: called while the module loads; the server copies the methods.
     let made = unsafe {
         api!(RedisModule_CreateDataType(ctx.raw(), TYPE_NAME.as_ptr(), ENCODING, &mut methods))

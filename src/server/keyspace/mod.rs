@@ -1,5 +1,6 @@
 //! Spaces as values of keys: opening and changing them, the data type's callbacks, moves of keys.
 
+mod aux_data;
 mod commit;
 pub mod datatype;
 pub mod key;

@@ -26,16 +26,20 @@ pub enum Access {
     Deletes,
     /// Has no key.
     NoKey,
+    /// Has no key, and reads what belongs to a database.
+    ReadsNoKey,
+    /// Has no key, and changes what belongs to a database.
+    WritesNoKey,
 }
 
 impl Access {
     /// As a flag of the server.
     fn flag(self) -> &'static str {
         match self {
-            Access::Reads => "readonly",
+            Access::Reads | Access::ReadsNoKey => "readonly",
             // Redis 7.0 checks the slots and rights of such keys only if the command says where they are.
             Access::ReadsAfter(_) => "readonly getkeys-api",
-            Access::Updates | Access::Deletes => "write",
+            Access::Updates | Access::Deletes | Access::WritesNoKey => "write",
             Access::NoKey => "",
         }
     }
@@ -43,11 +47,30 @@ impl Access {
     /// As an ACL category.
     fn category(self) -> &'static str {
         match self {
-            Access::Reads | Access::ReadsAfter(_) => "read",
-            Access::Updates | Access::Deletes => "write",
+            Access::Reads | Access::ReadsAfter(_) | Access::ReadsNoKey => "read",
+            Access::Updates | Access::Deletes | Access::WritesNoKey => "write",
             Access::NoKey => "",
         }
     }
+}
+
+/// A command that only contains others, as `CONFIG` contains `CONFIG GET`. The server answers unknown
+/// subcommands; `HELP` is one of its own.
+pub trait Container {
+    /// Without flags, categories and arguments: each subcommand has its own.
+    const SPEC: Spec;
+    const SUBCOMMANDS: &'static [Subcommand];
+}
+
+/// A subcommand, for [`Container::SUBCOMMANDS`].
+pub struct Subcommand {
+    spec: &'static Spec,
+    entry: raw::RedisModuleCmdFunc,
+}
+
+/// A subcommand: the name in its [`Spec`] is that behind the container's.
+pub const fn subcommand<C: Command>() -> Subcommand {
+    Subcommand { spec: &C::SPEC, entry: Some(entry::<C, 1>) }
 }
 
 pub struct Spec {
@@ -65,6 +88,17 @@ pub struct Spec {
     /// Command tips, separated by spaces: they tell clients how to use it in a cluster.
     pub tips: &'static str,
     pub args: &'static [ArgSpec],
+}
+
+impl Spec {
+    fn has_key(&self) -> bool {
+        matches!(self.access, Access::Reads | Access::Updates | Access::Deletes)
+    }
+
+    /// The flags as the server takes them.
+    fn flags(&self) -> CString {
+        c_string(format!("{} {}", self.access.flag(), self.flags).trim())
+    }
 }
 
 /// An argument, for `COMMAND DOCS`.
@@ -108,6 +142,24 @@ impl ArgSpec {
     pub const fn multiple(self) -> Self {
         ArgSpec { multiple: true, ..self }
     }
+
+    /// How it is written in the text of `HELP`.
+    fn usage(&self) -> String {
+        let all = |parts: &[ArgSpec], between: &str| {
+            let parts: Vec<String> = parts.iter().map(ArgSpec::usage).collect();
+            parts.join(between)
+        };
+        let value = match self.kind {
+            ArgKind::Word => String::new(),
+            ArgKind::OneOf(parts) => all(parts, "|"),
+            ArgKind::Block(parts) => all(parts, " "),
+            _ => format!("<{}>", self.name),
+        };
+        let text = format!("{} {value}", self.token.unwrap_or(""));
+        let more = if self.multiple { " ..." } else { "" };
+        let text = format!("{}{more}", text.trim());
+        if self.optional { format!("[{text}]") } else { text }
+    }
 }
 
 /// The key, as the first argument.
@@ -119,30 +171,66 @@ pub const READS_KEY: u32 = raw::REDISMODULE_CMD_KEY_RO | raw::REDISMODULE_CMD_KE
 
 /// Registers a command and, where the server takes them, its description and ACL categories.
 pub fn register<C: Command>(ctx: Context) -> bool {
-    let spec = C::SPEC;
-    let flags = c_string(format!("{} {}", spec.access.flag(), spec.flags).trim());
-    let has_first_key = !matches!(spec.access, Access::NoKey | Access::ReadsAfter(_));
-    let key = c_int::from(has_first_key);
+    create(ctx, &C::SPEC, Some(entry::<C, 0>)).is_some()
+}
+
+/// The same for a container and its subcommands.
+pub fn register_container<C: Container>(ctx: Context) -> bool {
+    let Some(container) = create(ctx, &C::SPEC, None) else { return false };
+    let help = Subcommand { spec: &HELP, entry: Some(help::<C>) };
+    C::SUBCOMMANDS.iter().chain([&help]).all(|subcommand| {
+        let spec = subcommand.spec;
+        let flags = spec.flags();
+        let key = c_int::from(spec.has_key());
+        let name = c_string(spec.name);
+        // SAFETY: called while the module loads, with a command of it; the server copies the strings.
+        let created = unsafe {
+            api!(RedisModule_CreateSubcommand(
+                container,
+                name.as_ptr(),
+                subcommand.entry,
+                flags.as_ptr(),
+                key,
+                key,
+                key
+            ))
+        };
+        let name = format!("{}|{}", C::SPEC.name, spec.name);
+        created == raw::REDISMODULE_OK as c_int && finish(ctx, &name, spec).is_some()
+    })
+}
+
+/// Creates a command; without `entry` it is a container.
+fn create(
+    ctx: Context,
+    spec: &Spec,
+    entry: raw::RedisModuleCmdFunc,
+) -> Option<*mut raw::RedisModuleCommand> {
+    let flags = spec.flags();
+    let key = c_int::from(spec.has_key());
     let name = c_string(spec.name);
     // SAFETY: called while the module loads; the server copies the strings.
     let created = unsafe {
         api!(RedisModule_CreateCommand(
             ctx.raw(),
             name.as_ptr(),
-            Some(entry::<C>),
+            entry,
             flags.as_ptr(),
             key,
             key,
             key
         ))
     };
-    if created != raw::REDISMODULE_OK as c_int {
-        return false;
-    }
+    (created == raw::REDISMODULE_OK as c_int).then(|| finish(ctx, spec.name, spec)).flatten()
+}
+
+/// Gives a command that was created its ACL categories and its description.
+fn finish(ctx: Context, name: &str, spec: &Spec) -> Option<*mut raw::RedisModuleCommand> {
+    let name = c_string(name);
     // SAFETY: called while the module loads; the name ends with NUL.
     let command = unsafe { api!(RedisModule_GetCommand(ctx.raw(), name.as_ptr())) };
     if command.is_null() {
-        return false;
+        return None;
     }
     if offers!(RedisModule_SetCommandACLCategories) {
         let category = spec.access.category();
@@ -152,11 +240,53 @@ pub fn register<C: Command>(ctx: Context) -> bool {
         unsafe { api!(RedisModule_SetCommandACLCategories(command, categories.as_ptr())) };
     }
     // SAFETY: called while the module loads, with its command.
-    unsafe { describe(command, &spec) }
+    unsafe { describe(command, spec) }.then_some(command)
 }
 
-/// From the server to the command's code.
-unsafe extern "C" fn entry<C: Command>(
+const HELP: Spec = Spec {
+    name: "help",
+    summary: "Returns helpful text about the different subcommands.",
+    complexity: "O(1)",
+    since: "0.2.0",
+    arity: 2,
+    access: Access::NoKey,
+    flags: "allow-loading allow-stale",
+    categories: "",
+    tips: "",
+    args: &[],
+};
+
+/// The text of `HELP`, as the server's own containers have it.
+fn help_lines<C: Container>() -> Vec<String> {
+    let container = C::SPEC.name.to_ascii_uppercase();
+    let mut lines =
+        vec![format!("{container} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:")];
+    for subcommand in C::SUBCOMMANDS {
+        let spec = subcommand.spec;
+        let args: Vec<String> = spec.args.iter().map(ArgSpec::usage).collect();
+        lines.push(format!("{} {}", spec.name.to_ascii_uppercase(), args.join(" ")).trim().into());
+        lines.push(format!("    {}", spec.summary));
+    }
+    lines.extend(["HELP".into(), "    Print this help.".into()]);
+    lines
+}
+
+unsafe extern "C" fn help<C: Container>(
+    ctx: *mut raw::RedisModuleCtx,
+    _: *mut *mut raw::RedisModuleString,
+    _: c_int,
+) -> c_int {
+    // SAFETY: the server passes the context of this command.
+    let ctx = unsafe { Context::from_raw(ctx) };
+    let lines = help_lines::<C>();
+    ctx.reply_array(lines.len());
+    lines.iter().for_each(|line| ctx.reply_status(line));
+    raw::REDISMODULE_OK as c_int
+}
+
+/// From the server to the command's code. `SKIP` words stand before the command's own name: that of its
+/// container.
+unsafe extern "C" fn entry<C: Command, const SKIP: usize>(
     ctx: *mut raw::RedisModuleCtx,
     argv: *mut *mut raw::RedisModuleString,
     argc: c_int,
@@ -182,6 +312,7 @@ unsafe extern "C" fn entry<C: Command>(
     }
     // SAFETY: `Arg` is a transparent pointer; the strings live through the call.
     let argv = unsafe { std::slice::from_raw_parts(argv.cast::<Arg<'_>>(), count) };
+    let argv = argv.get(SKIP..).unwrap_or_default();
     if let Err(error) = C::run(&Call::new(ctx, argv)) {
         ctx.reply_error(&error);
     }
@@ -223,7 +354,7 @@ unsafe fn describe(command: *mut raw::RedisModuleCommand, spec: &Spec) -> bool {
         Access::Reads | Access::ReadsAfter(_) => Some(READS_KEY),
         Access::Updates => Some(raw::REDISMODULE_CMD_KEY_RW | raw::REDISMODULE_CMD_KEY_UPDATE),
         Access::Deletes => Some(raw::REDISMODULE_CMD_KEY_RW | raw::REDISMODULE_CMD_KEY_DELETE),
-        Access::NoKey => None,
+        Access::NoKey | Access::ReadsNoKey | Access::WritesNoKey => None,
     };
     if let (Some(key), Some(flags)) = (key_specs.first_mut(), flags) {
         key.flags = u64::from(flags);

@@ -1,7 +1,9 @@
 //! What the server tells of itself: keys that came another way, flushes, swaps, roles, loading.
 
 use crate::server::blocking::space_waits;
+use crate::server::expiry::bonds;
 use crate::server::expiry::expiry_queue;
+use crate::server::expiry::owner_changes;
 use crate::server::expiry::owners;
 use crate::server::expiry::sweep;
 use crate::server::ffi::args::Arg;
@@ -82,6 +84,7 @@ unsafe extern "C" fn on_flush(
     expiry_queue::flushed(db);
     owners::flushed(db);
     space_waits::wake_flushed(db);
+    bonds::forget(db);
 }
 
 unsafe extern "C" fn on_swap(
@@ -97,6 +100,7 @@ unsafe extern "C" fn on_swap(
     let info = unsafe { &*data.cast::<raw::RedisModuleSwapDbInfo>() };
     expiry_queue::swapped(info.dbnum_first, info.dbnum_second);
     owners::swapped(info.dbnum_first, info.dbnum_second);
+    bonds::swapped(info.dbnum_first, info.dbnum_second);
     key_moves::swapped(info.dbnum_first, info.dbnum_second);
     space_waits::wake_db(Some(info.dbnum_first));
     space_waits::wake_db(Some(info.dbnum_second));
@@ -111,8 +115,10 @@ fn begin_to_decide(ctx: Context) {
     let now = ctx.now();
     let grace = config::restart_grace_ms();
     space_value::begin_to_decide(if grace > 0 { now + grace } else { 0 });
+    owners::begin_to_decide(if grace > 0 { now + grace } else { 0 }, now);
+    bonds::forget(None);
+    owner_changes::tell_all(ctx);
     if grace > 0 {
-        owners::grant_grace(now + grace, now);
         // Replicas and the AOF are told soon, not when the old leases end.
         expiry_queue::look_at_all();
     }
@@ -131,6 +137,7 @@ unsafe extern "C" fn on_role(
         begin_to_decide(unsafe { Context::from_raw(ctx) });
     } else {
         space_value::withdraw_grace();
+        bonds::forget(None);
     }
 }
 

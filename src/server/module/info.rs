@@ -1,5 +1,6 @@
 //! The module's section of `INFO`.
 
+use crate::server::expiry::bonds;
 use crate::server::expiry::expiry_queue;
 use crate::server::expiry::owners;
 use crate::server::module::stats;
@@ -54,5 +55,5 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
     add(c"sweep_lag_max_ms", stats::LAGS.max.get());
     add(c"sweep_lag_p99_ms", stats::LAGS.p99());
     add(c"sweep_longest_us", stats::LONGEST_SWEEP_US.get());
-    add(c"bytes_used", gauge(bytes) + (agenda_bytes + owner_bytes) as u64);
+    add(c"bytes_used", gauge(bytes) + (agenda_bytes + owner_bytes + bonds::bytes()) as u64);
 }

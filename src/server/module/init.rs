@@ -1,5 +1,6 @@
 //! What happens when the module is loaded, apart from what the crate's macro does.
 
+use crate::server::expiry::bonds;
 use crate::server::expiry::queue_repair;
 use crate::server::ffi::clock;
 use crate::server::ffi::context::Context;
@@ -35,6 +36,9 @@ fn offers_what_is_needed() -> bool {
         && offers!(RedisModule_RegisterInfoFunc)
         && offers!(RedisModule_InfoAddFieldULongLong)
         && offers!(RedisModule_SubscribeToServerEvent)
+        && offers!(RedisModule_CreateSubcommand)
+        && offers!(RedisModule_GetClientId)
+        && offers!(RedisModule_GetClientInfoById)
         && offers!(RedisModule_CreateTimer)
         && offers!(RedisModule_Scan)
         && offers!(RedisModule_ScanCursorCreate)
@@ -96,6 +100,9 @@ pub fn init(crate_ctx: &redis_module::Context, commands: &[Registration]) -> Sta
     if !events::subscribe(ctx, told_by_events) {
         return refused("the server's events cannot be subscribed to");
     }
+    if !bonds::watch(ctx) {
+        return refused("the ends of connections cannot be noticed");
+    }
     core_commands::probe(ctx);
     propagation_targets::watch(ctx);
     queue_repair::start(ctx);
@@ -111,4 +118,9 @@ pub type Registration = fn(Context) -> bool;
 /// A row of the table.
 pub const fn row<C: command::Command>() -> Registration {
     command::register::<C>
+}
+
+/// A row for a command with subcommands.
+pub const fn container<C: command::Container>() -> Registration {
+    command::register_container::<C>
 }
