@@ -8,8 +8,16 @@ use std::path::{Component, Path, PathBuf};
 fn pages() -> BTreeMap<PathBuf, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut pages = BTreeMap::new();
-    for folder in ["", "docs", "docs/commands", "docs/migrating", "gateway", "examples", "benches"]
-    {
+    for folder in [
+        "",
+        "docs",
+        "docs/commands",
+        "docs/guides",
+        "docs/migrating",
+        "gateway",
+        "examples",
+        "benches",
+    ] {
         let Ok(entries) = std::fs::read_dir(root.join(folder)) else { continue };
         for entry in entries {
             let path = entry.unwrap().path();
