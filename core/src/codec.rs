@@ -130,6 +130,8 @@ fn decode_one<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<(T, &'a [u8]), 
 fn is_valid(effect: &Effect<'_>) -> bool {
     let meta = match effect {
         Effect::Online { meta, .. }
+        | Effect::OwnedOnline { meta, .. }
+        | Effect::OwnedSession { meta, .. }
         | Effect::Update { meta, .. }
         | Effect::Session { meta, .. } => *meta,
         _ => None,
@@ -174,6 +176,24 @@ mod tests {
             Effect::NewLine { epoch: 1 << 42 },
             Effect::PastLine { epoch: 1 << 40, first: 1, last: 299 },
             Effect::LineDue,
+            Effect::OwnedOnline {
+                user: "alice",
+                session: "tab",
+                owner: "gateway-1",
+                lease: 9,
+                at: 3,
+                meta: Some("[1]"),
+            },
+            Effect::Own { user: "alice", session: "", owner: "gateway-2", lease: 10 },
+            Effect::Owner { name: "gateway-1", lease: 9, offline: true },
+            Effect::OwnedSession {
+                user: "u",
+                session: "v",
+                owner: 0,
+                joined_at: 2,
+                since: 1,
+                meta: None,
+            },
         ]
     }
 

@@ -45,7 +45,7 @@ fn online(space: &mut Space, user: &str, session: &str, lease: u64, meta: MetaCh
         .online(
             at(1),
             &lookup,
-            OnlineRequest { who, lease, meta, condition: Condition::Always },
+            OnlineRequest { who, keeper: lease.into(), meta, condition: Condition::Always },
             |_| true,
             &mut NullSink,
         )
@@ -261,7 +261,7 @@ fn a_clock_that_goes_back_changes_nothing_about_a_user() {
                     .online(
                         at(now),
                         &lookup,
-                        OnlineRequest { who, lease: LEASE, meta: keep, condition: always },
+                        OnlineRequest { who, keeper: LEASE.into(), meta: keep, condition: always },
                         |_| true,
                         &mut NullSink,
                     )

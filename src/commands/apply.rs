@@ -8,7 +8,7 @@ use crate::server::module::call::Call;
 use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, SPACE, Spec};
 use crate::server::propagate::change_set::ChangeSet;
 use presence_core::codec;
-use presence_core::space::{Effect, Retention, Space};
+use presence_core::space::{Effect, Retention};
 
 pub struct Apply;
 
@@ -34,7 +34,7 @@ impl Command for Apply {
         let name = args.space()?;
         let batch = args.required()?;
         let mut key = call.change_or_create(name)?;
-        let mut change_set = ChangeSet::replay();
+        let mut change_set = ChangeSet::replay(key.db());
         let applied = apply(&mut key, name.bytes(), batch, &mut change_set);
         // What was done until something did not fit is done: it counts, and stands in our own AOF.
         if !key.is_new() || applied.is_ok() {
@@ -63,7 +63,7 @@ fn apply(
         }
         if begins {
             // Whatever is there, who decides has begun anew.
-            *key.space() = Space::new(0);
+            key.begin_anew();
         }
         unbegun = false;
         match effect {

@@ -1,6 +1,7 @@
 //! `PRESENCE.OFFLINE`: sessions end, at once or unless they come back soon.
 
 use super::parse::{self, SESSIONS_LIST, Targets, USERS_LIST};
+use crate::server::expiry::owners;
 use crate::server::ffi::args::set_once;
 use crate::server::ffi::error::Outcome;
 use crate::server::module::call::Call;
@@ -37,6 +38,7 @@ impl Command for Offline {
                 ]),
             ),
             ArgSpec::new("milliseconds", ArgKind::Integer).after("LINGER").optional(),
+            ArgSpec::new("owner", ArgKind::String).after("OWNER").optional(),
         ],
     };
 
@@ -44,7 +46,7 @@ impl Command for Offline {
         let mut args = call.args();
         let name = args.space()?;
         let whom = parse::whom(&mut args)?;
-        let (mut session, mut linger) = (None, None);
+        let (mut session, mut linger, mut owner) = (None, None, None);
         let is_one = matches!(whom, Targets::One(_));
         while args.left() > 0 {
             if is_one && args.take_word("SESSION") {
@@ -52,6 +54,9 @@ impl Command for Offline {
                 set_once(&mut session, value, "SESSION")?;
             } else if args.take_word("LINGER") {
                 set_once(&mut linger, parse::linger(&mut args)?, "LINGER")?;
+            } else if args.take_word("OWNER") {
+                let value = parse::owner(args.value_of("OWNER")?)?;
+                set_once(&mut owner, value, "OWNER")?;
             } else {
                 return Err(args.unknown_option());
             }
@@ -68,13 +73,27 @@ impl Command for Offline {
             call.ctx.reply_integer(0);
             return Ok(());
         };
+        let owner = match owner {
+            None => None,
+            Some(name) => match owners::live(call.ctx.db(), name, call.now()) {
+                Some(owner) => Some(owner),
+                None => {
+                    // It has no sessions.
+                    call.ctx.reply_integer(0);
+                    return Ok(());
+                }
+            },
+        };
+        let owner = owner.as_deref();
         let mut change_set = key.change_set();
         let at =
             ChangeCtx { space: name.bytes(), now: call.now(), limits: key.settings().limits() };
         let linger = linger.unwrap_or(0);
         let gone: usize = whom
             .iter()
-            .map(|(user, session)| key.space().offline(at, user, *session, linger, &mut change_set))
+            .map(|(user, session)| {
+                key.space().offline_owned(at, user, *session, owner, linger, &mut change_set)
+            })
             .sum();
         key.commit(&mut change_set);
         call.ctx.reply_count(gone);

@@ -1,6 +1,7 @@
 //! `PRESENCE.ONLINE`: a session is alive.
 
 use super::parse::{self, ExpiryArgs, SESSIONS_LIST, Targets, USERS_LIST};
+use crate::server::expiry::owners;
 use crate::server::ffi::args::set_once;
 use crate::server::ffi::error::{Error, Outcome};
 use crate::server::ffi::prefetch;
@@ -9,8 +10,10 @@ use crate::server::keyspace::prefetch_cache;
 use crate::server::module::call::Call;
 use crate::server::module::command::{Access, ArgKind, ArgSpec, Command, SPACE, Spec, USER};
 use crate::server::module::space_settings;
-use presence_core::space::{ChangeCtx, Condition, MetaChange, OnlineRequest};
+use presence_core::owners::Owner;
+use presence_core::space::{ChangeCtx, Condition, Keeper, MetaChange, OnlineRequest};
 use std::cell::Cell;
+use std::sync::Arc;
 
 pub struct Online;
 
@@ -24,12 +27,18 @@ enum Reply {
     LeftOut(Vec<usize>),
 }
 
-const TIMES: [ArgSpec; 4] = [
+const KEEPERS: [ArgSpec; 5] = [
     ArgSpec::new("seconds", ArgKind::Integer).after("EX"),
     ArgSpec::new("milliseconds", ArgKind::Integer).after("PX"),
     ArgSpec::new("unix-time-seconds", ArgKind::UnixTime).after("EXAT"),
     ArgSpec::new("unix-time-milliseconds", ArgKind::UnixTime).after("PXAT"),
+    ArgSpec::new("owner", ArgKind::String).after("OWNER"),
 ];
+
+/// The owner of that name in the selected database.
+fn live_owner(call: &Call, name: &str) -> Result<Arc<Owner>, Error> {
+    owners::live(call.ctx.db(), name, call.now()).ok_or(Error::NO_OWNER)
+}
 
 impl Command for Online {
     const SPEC: Spec = Spec {
@@ -59,7 +68,7 @@ impl Command for Online {
                     SESSIONS_LIST,
                 ]),
             ),
-            ArgSpec::new("lease", ArgKind::OneOf(&TIMES)).optional(),
+            ArgSpec::new("lease", ArgKind::OneOf(&KEEPERS)).optional(),
             ArgSpec::new(
                 "condition",
                 ArgKind::OneOf(&[ArgSpec::word("nx", "NX"), ArgSpec::word("xx", "XX")]),
@@ -81,7 +90,7 @@ impl Command for Online {
             key.enter(&mut lookup, first, cached);
         }
         let whom = parse::whom(&mut args)?;
-        let (mut session, mut meta, mut condition) = (None, None, None);
+        let (mut session, mut meta, mut condition, mut owner) = (None, None, None, None);
         let mut times = ExpiryArgs::new("presence.online");
         let is_one = matches!(whom, Targets::One(_));
         while args.left() > 0 {
@@ -95,12 +104,18 @@ impl Command for Online {
                 set_once(&mut condition, Condition::IfAbsent, "NX")?;
             } else if args.take_word("XX") {
                 set_once(&mut condition, Condition::IfPresent, "XX")?;
+            } else if args.take_word("OWNER") {
+                let value = parse::owner(args.value_of("OWNER")?)?;
+                set_once(&mut owner, value, "OWNER")?;
             } else if !times.take(&mut args, call.now(), true)? {
                 return Err(args.unknown_option());
             }
         }
         if let Ok(Some(key)) = &mut opened {
             key.follow(&mut lookup);
+        }
+        if owner.is_some() && times.until().is_some() {
+            return Err(Error::syntax("OWNER and a time are given; an owner has its own lease"));
         }
         let lease = times.lease(call.now(), || {
             // Whatever else is wrong with the key is told after the arguments.
@@ -112,8 +127,14 @@ impl Command for Online {
         })?;
 
         let mut there = opened?.filter(SpaceWriteGuard::is_open);
+        let owner = match owner {
+            Some(name) => Some(live_owner(call, name)?),
+            None => None,
+        };
+        let keeper = owner.as_ref().map_or(Keeper::Lease(lease), Keeper::Owner);
         if let (Some(key), Targets::One(user)) = (&mut there, &whom) {
-            let only_renews = meta.is_none() && condition != Some(Condition::IfAbsent);
+            let only_renews =
+                owner.is_none() && meta.is_none() && condition != Some(Condition::IfAbsent);
             if only_renews && key.renew(&lookup, (user, session.unwrap_or("")), lease) {
                 call.ctx.reply_count(0);
                 return Ok(());
@@ -142,7 +163,7 @@ impl Command for Online {
                 let came_online = space.online(
                     at,
                     &lookup,
-                    OnlineRequest { who, lease, meta, condition },
+                    OnlineRequest { who, keeper, meta, condition },
                     has_memory,
                     &mut change_set,
                 );
@@ -153,13 +174,13 @@ impl Command for Online {
             {
                 let space = key.space();
                 space
-                    .renew_many(at, list, lease, prefetch::prefetch, &mut change_set)
+                    .renew_many(at, list, keeper, prefetch::prefetch, &mut change_set)
                     .map(Reply::LeftOut)
             }
             Targets::Users(list) | Targets::Sessions(list) => {
                 let space = key.space();
                 space
-                    .online_many(at, list, lease, has_memory, prefetch::prefetch, &mut change_set)
+                    .online_many(at, list, keeper, has_memory, prefetch::prefetch, &mut change_set)
                     .map(Reply::CameOnline)
             }
         }

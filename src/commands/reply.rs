@@ -12,7 +12,7 @@ pub fn reply_sessions(ctx: Context, user: &User<'_>) {
 }
 
 fn reply_session(ctx: Context, session: SessionRecord<'_>) {
-    ctx.reply_map(4);
+    ctx.reply_map(5);
     ctx.reply_bulk(b"session");
     ctx.reply_bulk(session.session());
     ctx.reply_bulk(b"joined_at");
@@ -22,6 +22,11 @@ fn reply_session(ctx: Context, session: SessionRecord<'_>) {
     ctx.reply_bulk(b"meta");
     match session.meta() {
         Some(meta) => ctx.reply_bulk(meta),
+        None => ctx.reply_null(),
+    }
+    ctx.reply_bulk(b"owner");
+    match session.owner() {
+        Some(owner) => ctx.reply_bulk(owner.as_bytes()),
         None => ctx.reply_null(),
     }
 }

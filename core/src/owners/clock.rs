@@ -10,7 +10,7 @@
 //!
 //! The numbers beside the mutex answer the common case, in which nothing has changed, without it.
 
-use super::owner::Owner;
+use super::owner::{Owner, OwnerLease};
 use crate::space::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -148,13 +148,38 @@ impl OwnerClock {
         self.changes.load(Relaxed)
     }
 
-    /// Adds an owner. It counts as live until the clock is advanced.
-    pub fn add(&self, owner: &Arc<Owner>) {
+    /// Makes an owner. It counts as live until the clock is advanced.
+    pub fn make(self: &Arc<Self>, name: &str, lease: OwnerLease) -> Arc<Owner> {
+        let owner = Arc::new(Owner::new(name, lease, Arc::downgrade(self)));
         let mut state = self.state();
         let noted = Noted { owner: owner.clone(), at: 0, is_expired: false, change: 0 };
         state.noted.insert(owner.id(), noted);
         state.file(owner.id(), false);
         self.publish(&state);
+        owner
+    }
+
+    /// Notes an owner that is over. A space brought it from elsewhere.
+    pub fn adopt(&self, owner: &Arc<Owner>) {
+        let mut state = self.state();
+        let noted = Noted { owner: owner.clone(), at: 0, is_expired: true, change: 0 };
+        if state.noted.insert(owner.id(), noted).is_none() {
+            state.over.push(owner.id());
+        }
+        state.forget();
+    }
+
+    /// The lease of an owner becomes at least `lease`.
+    pub fn prolong(&self, owner: &Owner, lease: OwnerLease) {
+        if owner.until() < lease.until {
+            owner.set_lease(lease);
+            self.moved(owner, 0);
+        }
+    }
+
+    /// The number of the last change.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Relaxed)
     }
 
     /// The lease of an owner is now earlier than before, or the owner had expired.

@@ -109,8 +109,7 @@ impl Owners {
     }
 
     fn make(&mut self, name: &str, lease: OwnerLease) -> Arc<Owner> {
-        let owner = Arc::new(Owner::new(name, lease));
-        self.clock.add(&owner);
+        let owner = self.clock.make(name, lease);
         self.owner_bytes += bytes_of(&owner);
         let entry = Entry { owner: owner.clone(), spaces: NameSet::default() };
         self.by_name.insert(name.into(), entry);
@@ -333,6 +332,11 @@ impl Owners {
             self.clock.end(&owner);
         }
         Some(owner)
+    }
+
+    /// Whether an owner may have expired at `now`.
+    pub fn has_expired(&self, now: Timestamp) -> bool {
+        self.clock.next_due().is_some_and(|due| due <= now)
     }
 
     /// A space in which sessions of an owner that has ended are still to end. Each is given out once.

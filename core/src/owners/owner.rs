@@ -1,6 +1,8 @@
 //! One owner: a process that keeps sessions alive for others, with one lease for all of them.
 
+use super::OwnerClock;
 use crate::space::{Reason, Timestamp};
+use std::sync::Weak;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 /// Until when an owner lives, and the reason of the leaves of its sessions if it ends then.
@@ -38,10 +40,20 @@ pub struct Owner {
     /// nothing.
     told_lease: AtomicU64,
     told_bound: AtomicU64,
+    clock: Weak<OwnerClock>,
 }
 
+impl PartialEq for Owner {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Eq for Owner {}
+
 impl Owner {
-    pub fn new(name: &str, lease: OwnerLease) -> Self {
+    /// An owner that this clock is about to note.
+    pub(super) fn new(name: &str, lease: OwnerLease, clock: Weak<OwnerClock>) -> Self {
         let owner = Owner {
             id: NEXT_ID.fetch_add(1, Relaxed),
             name: name.into(),
@@ -49,6 +61,7 @@ impl Owner {
             sessions: AtomicUsize::new(0),
             told_lease: AtomicU64::new(0),
             told_bound: AtomicU64::new(0),
+            clock,
         };
         owner.set_lease(lease);
         owner
@@ -60,6 +73,11 @@ impl Owner {
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The clock of its registry.
+    pub(crate) fn clock(&self) -> &Weak<OwnerClock> {
+        &self.clock
     }
 
     pub fn until(&self) -> Timestamp {

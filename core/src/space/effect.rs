@@ -5,7 +5,9 @@
 //! same on every node.
 
 use super::{Event, Gone, Reason, Timestamp};
+use crate::owners::{Owner, OwnerLease};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// One change of a space. Times are unix ms.
 ///
@@ -58,6 +60,28 @@ pub enum Effect<'a> {
     PastLine { epoch: u64, first: u64, last: u64 },
     /// Restores that a new line is due: whoever decides begins one with the next event.
     LineDue,
+    /// A session of an owner began: `join` or `add`. `lease` is the owner's.
+    OwnedOnline {
+        user: &'a str,
+        session: &'a str,
+        owner: &'a str,
+        lease: Timestamp,
+        at: Timestamp,
+        meta: Option<&'a str>,
+    },
+    /// A session belongs to an owner from now on, whose lease is this. No event.
+    Own { user: &'a str, session: &'a str, owner: &'a str, lease: Timestamp },
+    /// Restores an owner that has sessions here. `offline`: it was ended with a linger.
+    Owner { name: &'a str, lease: Timestamp, offline: bool },
+    /// Restores a session of an owner; `owner` is the number of its [`Effect::Owner`], from 0.
+    OwnedSession {
+        user: &'a str,
+        session: &'a str,
+        owner: u32,
+        joined_at: Timestamp,
+        since: Timestamp,
+        meta: Option<&'a str>,
+    },
 }
 
 impl Effect<'_> {
@@ -66,7 +90,12 @@ impl Effect<'_> {
         use Effect::*;
         matches!(
             self,
-            Online { .. } | Update { .. } | Offline { .. } | Message { .. } | Close { .. }
+            Online { .. }
+                | OwnedOnline { .. }
+                | Update { .. }
+                | Offline { .. }
+                | Message { .. }
+                | Close { .. }
         )
     }
 }
@@ -81,6 +110,11 @@ pub trait Sink {
     /// elsewhere does.
     fn discard(&mut self, gone: Gone) {
         drop(gone);
+    }
+    /// The owner of that name, which an effect refers to, in the registry to which the owners of the space belong. If
+    /// there is none, the space has owners of its own.
+    fn owner(&mut self, _name: &str, _lease: OwnerLease) -> Option<Arc<Owner>> {
+        None
     }
     /// A lease that ended so many ms ago is noticed now.
     fn lapsed(&mut self, _ms_ago: u64) {}

@@ -11,7 +11,8 @@
 //! Growth: empty positions are removed when they are more than half of the list.
 
 use super::Timestamp;
-use super::record::NONE;
+use super::owned::{OwnerTable, SetId};
+use super::record::{Lease, NONE};
 use crate::collections::Slab;
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -207,6 +208,52 @@ impl Ending {
     }
 }
 
+/// The sessions of a user that have owners.
+#[derive(Clone, Default)]
+struct OwnedSessions {
+    /// How many are of the owner in each slot, in the order of the slots. None is 0.
+    counts: Vec<(u32, u32)>,
+    total: usize,
+    /// The set of these slots, as of the last recount.
+    set: SetId,
+    /// The slots are others than in the set.
+    has_changed: bool,
+    /// The user is counted as one who has no other sessions.
+    is_all: bool,
+}
+
+/// Where a user is counted who may be offline: in the bucket in which the last session without an owner ends, or at
+/// once where there is none; with the owners of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    pub place: Place,
+    pub set: SetId,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A session without an owner is in no bucket.
+    Nowhere,
+    Bucket(Timestamp),
+    /// All sessions have owners.
+    Owned,
+}
+
+impl Counted {
+    /// Where the user of one session is counted.
+    pub fn alone(lease: Lease) -> Self {
+        match lease.slot() {
+            Some(slot) => Counted { place: Place::Owned, set: SetId::slot(slot) },
+            None if lease.is_ending() => {
+                Counted { place: Place::Bucket(lease.until()), set: SetId::NONE }
+            }
+            None => Counted { place: Place::Nowhere, set: SetId::NONE },
+        }
+    }
+}
+
+type Owners = Option<Box<OwnerTable>>;
+
 /// A user with several sessions.
 #[derive(Clone)]
 pub struct Group {
@@ -214,13 +261,14 @@ pub struct Group {
     pub joined_at: Timestamp,
     sessions: SessionList,
     ending: Option<Box<Ending>>,
+    owned: Option<Box<OwnedSessions>>,
 }
 
 impl Group {
     pub fn new(joined_at: Timestamp, first: u32) -> Self {
         let mut sessions = SessionList::default();
         sessions.push(first);
-        Group { joined_at, sessions, ending: None }
+        Group { joined_at, sessions, ending: None, owned: None }
     }
 
     /// Number of sessions, live or not.
@@ -243,41 +291,114 @@ impl Group {
         self.ending.as_ref().map_or(0, |ending| ending.expired(now))
     }
 
-    fn add_ending(&mut self, at: Timestamp) {
-        self.ending.get_or_insert_default().add(at);
+    /// The owners of the sessions: the slot of each, and how many sessions it has.
+    pub fn owners(&self) -> impl Iterator<Item = (u32, usize)> + '_ {
+        let counts = self.owned.iter().flat_map(|owned| owned.counts.iter());
+        counts.map(|(slot, count)| (*slot, *count as usize))
     }
 
-    fn take_ending(&mut self, at: Timestamp) {
+    /// A session of the group has this lease from now on, which is marked if it is in a bucket.
+    fn add_lease(&mut self, lease: Lease) {
+        if let Some(slot) = lease.slot() {
+            let owned = self.owned.get_or_insert_default();
+            owned.total += 1;
+            match owned.counts.binary_search_by_key(&slot, |(slot, _)| *slot) {
+                Ok(at) => {
+                    if let Some((_, count)) = owned.counts.get_mut(at) {
+                        *count += 1;
+                    }
+                }
+                Err(at) => {
+                    owned.counts.insert(at, (slot, 1));
+                    owned.has_changed = true;
+                }
+            }
+        } else if lease.is_ending() {
+            self.ending.get_or_insert_default().add(lease.until());
+        }
+    }
+
+    /// A session of the group has this lease no longer.
+    fn take_lease(&mut self, lease: Lease) {
+        if let Some(slot) = lease.slot() {
+            let Some(owned) = &mut self.owned else { return };
+            let Ok(at) = owned.counts.binary_search_by_key(&slot, |(slot, _)| *slot) else {
+                return;
+            };
+            owned.total -= 1;
+            if let Some((_, count)) = owned.counts.get_mut(at) {
+                *count -= 1;
+                if *count == 0 {
+                    owned.counts.remove(at);
+                    owned.has_changed = true;
+                }
+            }
+        } else if lease.is_ending()
+            && let Some(ending) = &mut self.ending
+        {
+            ending.take(lease.until());
+        }
+    }
+
+    /// Where the user is counted, as of the last recount.
+    fn counted(&self) -> Counted {
+        let set = self.owned.as_ref().map_or(SetId::NONE, |owned| owned.set);
+        let is_all = self.owned.as_ref().is_some_and(|owned| owned.is_all);
+        let at = self.ending.as_ref().and_then(|ending| ending.counted_at);
+        let place = match at {
+            Some(at) => Place::Bucket(at),
+            None if is_all => Place::Owned,
+            None => Place::Nowhere,
+        };
+        Counted { place, set }
+    }
+
+    /// Decides where the user is counted.
+    fn recount(&mut self, owners: &mut Owners) -> Changed {
+        let before = self.counted();
+        let total = self.owned.as_ref().map_or(0, |owned| owned.total);
+        let others = self.sessions.len - total;
         if let Some(ending) = &mut self.ending {
-            ending.take(at);
+            let all_end = ending.total == others && others > 0;
+            ending.counted_at = ending.counts.back().map(|(at, _)| *at).filter(|_| all_end);
+            if ending.total == 0 {
+                self.ending = None;
+            }
         }
-    }
-
-    /// Decides in which bucket the user is counted. Returns the bucket of before and the one of now where
-    /// they differ.
-    fn recount(&mut self) -> Option<(Option<Timestamp>, Option<Timestamp>)> {
-        let ending = self.ending.as_mut()?;
-        let all_end = ending.total == self.sessions.len && self.sessions.len > 0;
-        let last = ending.counts.back().map(|(at, _)| *at).filter(|_| all_end);
-        let before = std::mem::replace(&mut ending.counted_at, last);
-        if ending.total == 0 {
-            self.ending = None;
+        let mut released = SetId::NONE;
+        if let Some(owned) = &mut self.owned {
+            owned.is_all = others == 0 && total > 0;
+            if std::mem::take(&mut owned.has_changed) {
+                released = owned.set;
+                let slots: Vec<u32> = owned.counts.iter().map(|(slot, _)| *slot).collect();
+                owned.set = owners.as_mut().map_or(SetId::NONE, |owners| owners.intern(&slots));
+            }
+            if total == 0 {
+                self.owned = None;
+            }
         }
-        (before != last).then_some((before, last))
+        let now = self.counted();
+        Changed { recounted: (before != now).then_some((before, now)), released }
     }
 
     fn heap_bytes(&self) -> usize {
         let ending = self.ending.as_deref();
+        let owned = self.owned.as_deref();
         self.sessions.heap_bytes()
             + ending.map_or(0, |ending| size_of::<Ending>() + ending.heap_bytes())
+            + owned.map_or(0, |owned| {
+                size_of::<OwnedSessions>()
+                    + super::allocated(owned.counts.capacity() * size_of::<(u32, u32)>())
+            })
     }
 }
 
 /// What became of a group.
 pub struct Changed {
-    /// The bucket in which the user was counted, and the one in which the user is counted now, where these
-    /// differ.
-    pub recounted: Option<(Option<Timestamp>, Option<Timestamp>)>,
+    /// Where the user was counted, and where now, if these differ.
+    pub recounted: Option<(Counted, Counted)>,
+    /// The set that the user has no longer, to be released after the recount.
+    pub released: SetId,
 }
 
 /// A session was taken out of a group.
@@ -337,11 +458,18 @@ impl Groups {
         Some(result)
     }
 
-    /// Adds a session to the end of a group.
-    pub fn push(&mut self, group: u32, id: u32) -> Option<Changed> {
+    /// Adds a session with this lease to the end of a group.
+    pub fn push(
+        &mut self,
+        group: u32,
+        id: u32,
+        lease: Lease,
+        owners: &mut Owners,
+    ) -> Option<Changed> {
         self.change(group, |group| {
             group.sessions.push(id);
-            Changed { recounted: group.recount() }
+            group.add_lease(lease);
+            group.recount(owners)
         })
     }
 
@@ -349,32 +477,43 @@ impl Groups {
         self.change(group, |group| group.sessions.rename(old, new));
     }
 
-    /// A session of the group is in the bucket of `at` from now on.
-    pub fn add_ending(&mut self, group: u32, at: Timestamp) -> Option<Changed> {
+    /// The first session of a new group has this lease.
+    pub fn add_lease(&mut self, group: u32, lease: Lease, owners: &mut Owners) -> Option<Changed> {
         self.change(group, |group| {
-            group.add_ending(at);
-            Changed { recounted: group.recount() }
+            group.add_lease(lease);
+            group.recount(owners)
         })
     }
 
-    /// A session of the group is no longer in the bucket of `at`.
-    pub fn take_ending(&mut self, group: u32, at: Timestamp) -> Option<Changed> {
+    /// A session of the group has another lease than before, or is in a bucket now, or no longer.
+    pub fn change_lease(
+        &mut self,
+        group: u32,
+        before: Lease,
+        now: Lease,
+        owners: &mut Owners,
+    ) -> Option<Changed> {
         self.change(group, |group| {
-            group.take_ending(at);
-            Changed { recounted: group.recount() }
+            group.take_lease(before);
+            group.add_lease(now);
+            group.recount(owners)
         })
     }
 
-    /// Takes a session out of a group, and the group away if it was the last. `ending` is the bucket that
-    /// the session is in. None where there is no such group.
-    pub fn take(&mut self, group: u32, id: u32, ending: Option<Timestamp>) -> Option<Taken> {
+    /// Takes a session with this lease out of a group, and the group away if it was the last. None where there
+    /// is no such group.
+    pub fn take(
+        &mut self,
+        group: u32,
+        id: u32,
+        lease: Lease,
+        owners: &mut Owners,
+    ) -> Option<Taken> {
         let taken = self.change(group, |group| {
             let was_anchor = group.anchor() == Some(id);
-            if let Some(at) = ending {
-                group.take_ending(at);
-            }
+            group.take_lease(lease);
             group.sessions.remove(id);
-            let changed = Changed { recounted: group.recount() };
+            let changed = group.recount(owners);
             Taken { was_anchor, heir: group.anchor(), changed }
         })?;
         if taken.heir.is_none()

@@ -14,10 +14,11 @@
 //! Invariant: every session is in exactly one of the two, and its record notes where.
 
 use super::Timestamp;
+use super::owned::SetId;
 use super::record::{Lease, NONE};
 use super::session_store::SessionStore;
 use crate::collections::{IndexedHeap, Positions};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Leases that end within this time (ms) are sorted in advance. Clients renew earlier than that as a
 /// rule, so a session that is renewed is rarely in a bucket.
@@ -35,9 +36,19 @@ impl Positions for SessionStore {
 #[derive(Clone)]
 struct Bucket {
     at: Timestamp,
-    /// Users whose last session ends then.
+    /// Users whose last session ends then, of those without owners.
     users: u32,
+    /// Those of whose sessions the others have owners, by the set of these.
+    #[allow(clippy::box_collection)]
+    owned: Option<Box<BTreeMap<SetId, u32>>>,
     ids: Vec<u32>,
+}
+
+impl Bucket {
+    fn users_by_set(&self) -> impl Iterator<Item = (SetId, i32)> + '_ {
+        let owned = self.owned.iter().flat_map(|owned| owned.iter());
+        owned.map(|(set, users)| (*set, *users as i32))
+    }
 }
 
 fn bytes_of(ids: &Vec<u32>) -> usize {
@@ -84,7 +95,7 @@ impl EndingBuckets {
         let index = match self.find(at) {
             Ok(index) => index,
             Err(index) => {
-                self.buckets.insert(index, Bucket { at, users: 0, ids: Vec::new() });
+                self.buckets.insert(index, Bucket { at, users: 0, owned: None, ids: Vec::new() });
                 if index < self.summed {
                     self.summed += 1;
                 }
@@ -114,7 +125,7 @@ impl EndingBuckets {
             self.sessions -= 1;
         }
         if bucket.ids.is_empty() {
-            debug_assert_eq!(bucket.users, 0, "a user without a session");
+            debug_assert!(bucket.users == 0 && bucket.owned.is_none(), "a user without a session");
             self.list_bytes -= bytes_of(&bucket.ids);
             self.buckets.remove(index);
             if index < self.summed {
@@ -134,21 +145,45 @@ impl EndingBuckets {
         }
     }
 
-    /// Counts a user whose last session is in this bucket.
-    pub fn add_user(&mut self, at: Timestamp) {
-        let Some((is_summed, bucket)) = self.bucket_mut(at) else { return };
-        bucket.users += 1;
-        self.users += usize::from(is_summed);
+    /// Counts a user whose last session is in this bucket, but for those that have owners. Returns whether the
+    /// bucket is summed up.
+    pub fn add_user(&mut self, at: Timestamp, set: SetId) -> bool {
+        let Some((is_summed, bucket)) = self.bucket_mut(at) else { return false };
+        if set == SetId::NONE {
+            bucket.users += 1;
+            self.users += usize::from(is_summed);
+        } else {
+            *bucket.owned.get_or_insert_default().entry(set).or_default() += 1;
+        }
+        is_summed
     }
 
-    /// Counts a user no longer.
-    pub fn take_user(&mut self, at: Timestamp) {
-        let Some((is_summed, bucket)) = self.bucket_mut(at) else { return };
-        bucket.users -= 1;
-        self.users -= usize::from(is_summed);
+    /// Counts a user no longer. Returns whether the bucket is summed up.
+    pub fn take_user(&mut self, at: Timestamp, set: SetId) -> bool {
+        let Some((is_summed, bucket)) = self.bucket_mut(at) else { return false };
+        if set == SetId::NONE {
+            bucket.users -= 1;
+            self.users -= usize::from(is_summed);
+        } else if let Some(owned) = &mut bucket.owned
+            && let Some(users) = owned.get_mut(&set)
+        {
+            *users -= 1;
+            if *users == 0 {
+                owned.remove(&set);
+            }
+            if owned.is_empty() {
+                bucket.owned = None;
+            }
+        }
+        is_summed
     }
 
-    /// Sessions that have expired at `now`, and users who have no other.
+    /// The users of sets of owners in the buckets that are summed up.
+    pub fn summed_by_set(&self) -> impl Iterator<Item = (SetId, i32)> + '_ {
+        self.buckets.range(..self.summed).flat_map(Bucket::users_by_set)
+    }
+
+    /// Sessions that have expired at `now`, and users without owners who have no other.
     pub fn expired(&self, now: Timestamp) -> (usize, usize) {
         let (mut users, mut sessions) = (self.users, self.sessions);
         for bucket in self.buckets.range(self.summed..).take_while(|bucket| bucket.at <= now) {
@@ -163,12 +198,14 @@ impl EndingBuckets {
         (users, sessions)
     }
 
-    /// Keeps the sum for `now`. A clock that was set back is followed.
-    fn sum_up(&mut self, now: Timestamp) {
+    /// Keeps the sum for `now`. A clock that was set back is followed. `count` hears of the users of sets of
+    /// owners that come to the sum, or leave it.
+    fn sum_up(&mut self, now: Timestamp, count: &mut impl FnMut(SetId, i32)) {
         while let Some(bucket) = self.buckets.get(self.summed).filter(|bucket| bucket.at <= now) {
             self.summed += 1;
             self.users += bucket.users as usize;
             self.sessions += bucket.ids.len();
+            bucket.users_by_set().for_each(|(set, users)| count(set, users));
         }
         while let Some(before) = self.summed.checked_sub(1) {
             let Some(bucket) = self.buckets.get(before).filter(|bucket| bucket.at > now) else {
@@ -177,6 +214,7 @@ impl EndingBuckets {
             self.summed = before;
             self.users -= bucket.users as usize;
             self.sessions -= bucket.ids.len();
+            bucket.users_by_set().for_each(|(set, users)| count(set, -users));
         }
     }
 
@@ -272,9 +310,9 @@ impl LeaseOrder {
         }
     }
 
-    /// Keeps the sum of what has expired at `now`.
-    pub fn sum_up(&mut self, now: Timestamp) {
-        self.ending.sum_up(now);
+    /// Keeps the sum of what has expired at `now`; `count` as in [`EndingBuckets::sum_up`].
+    pub fn sum_up(&mut self, now: Timestamp, count: &mut impl FnMut(SetId, i32)) {
+        self.ending.sum_up(now, count);
     }
 
     /// The sessions that are live at `now`, if no pending session has a bound of at most `now`.
@@ -313,17 +351,17 @@ mod tests {
                 match (op, picked) {
                     (0..=2, _) | (_, None) => {
                         let slot = buckets.add(at, step as u32);
-                        buckets.add_user(at);
+                        buckets.add_user(at, SetId::NONE);
                         slots.insert(step as u32, (at, slot));
                     }
                     (3, Some(id)) => {
                         let (at, slot) = slots.remove(&id).unwrap();
-                        buckets.take_user(at);
+                        buckets.take_user(at, SetId::NONE);
                         if let Some(moved) = buckets.take(at, slot) {
                             slots.get_mut(&moved).unwrap().1 = slot;
                         }
                     }
-                    _ => buckets.sum_up(at),
+                    _ => buckets.sum_up(at, &mut |_, _| {}),
                 }
                 prop_assert_eq!(buckets.len(), slots.len());
                 for now in [0, 7, at, 39] {
@@ -347,9 +385,9 @@ mod tests {
             buckets.add(u64::from(id % 10), id);
         }
         assert_eq!(buckets.expired(4), (0, 50_000));
-        buckets.sum_up(4);
+        buckets.sum_up(4, &mut |_, _| {});
         assert_eq!((buckets.summed, buckets.sessions), (5, 50_000));
-        buckets.sum_up(2);
+        buckets.sum_up(2, &mut |_, _| {});
         assert_eq!((buckets.summed, buckets.sessions), (3, 30_000), "the clock was set back");
     }
 }

@@ -19,6 +19,7 @@
 //! process runs: a walk over the places that stops and goes on later meets everybody who was there
 //! throughout exactly once.
 
+mod keepers;
 mod lookup;
 mod order;
 mod readers;
@@ -27,8 +28,9 @@ pub use lookup::{Lookup, SpaceLayout};
 pub use order::OutOfTime;
 pub use readers::User;
 
-use super::group::{Group, Groups};
+use super::group::{Counted, Group, Groups};
 use super::lease_order::LeaseOrder;
+use super::owned::OwnerTable;
 use super::record::{Lease, NONE, SessionRecord, SessionRecordBuf};
 use super::session_store::SessionStore;
 use super::{Meta, Timestamp};
@@ -55,6 +57,7 @@ pub struct Members {
     blocks: SessionStore,
     groups: Option<Box<Groups>>,
     indexes: Option<Box<Indexes>>,
+    owners: Option<Box<OwnerTable>>,
 }
 
 /// The hash of the name of a session's user, which is at hand where there are many.
@@ -166,19 +169,25 @@ impl Members {
         let since = if anchor.is_none() { since } else { new.joined_at() };
         let id = self.blocks.insert(new, since, || lookup.fingerprint(new.user(), new.session()));
         if self.indexes.is_none() {
+            self.file(id, new.lease().plain());
             return anchor.is_none();
         }
         let mut to_file = [None, None];
         if anchor.is_some() || since != new.joined_at() {
             let since = anchor.is_none().then_some(since);
-            let (number, made) = self.group_of(anchor.unwrap_or(id), since);
+            let is_counted = anchor.is_some();
+            let (number, made) = self.group_of(anchor.unwrap_or(id), since, is_counted);
             if let Some(anchor) = anchor {
                 to_file[0] = made.then_some(anchor);
-                let changed = self.groups.as_mut().and_then(|groups| groups.push(number, id));
+                let (lease, owners) = (new.lease().plain(), &mut self.owners);
+                let groups = self.groups.as_mut();
+                let changed = groups.and_then(|groups| groups.push(number, id, lease, owners));
                 self.recount(changed);
             }
             self.set_group(id, number);
             to_file[1] = Some(id);
+        } else {
+            self.count(Counted::alone(new.lease().plain()));
         }
         if let Some(indexes) = &mut self.indexes {
             let blocks = &self.blocks;
@@ -190,8 +199,8 @@ impl Members {
                 let hash = session_hash(blocks, id);
                 indexes.by_session.insert(hash, id, |other| session_hash(blocks, other));
             }
-            indexes.leases.insert(id, new.lease().plain(), &mut self.blocks);
         }
+        self.file(id, new.lease().plain());
         anchor.is_none()
     }
 
@@ -201,23 +210,24 @@ impl Members {
         }
     }
 
-    /// The group of the user whose anchor this is, and whether it had to be made.
-    fn group_of(&mut self, anchor: u32, since: Option<Timestamp>) -> (u32, bool) {
+    /// The group of the user whose anchor this is, and whether it had to be made. `is_counted` says that the
+    /// anchor has been counted alone.
+    fn group_of(&mut self, anchor: u32, since: Option<Timestamp>, is_counted: bool) -> (u32, bool) {
         let Some(record) = self.record(anchor) else { return (NONE, false) };
         if record.group() != NONE {
             return (record.group(), false);
         }
-        let joined_at = since.unwrap_or(record.joined_at());
-        let ending = record.lease().is_ending().then_some(record.lease().until());
+        let (joined_at, lease) = (since.unwrap_or(record.joined_at()), record.lease());
+        if is_counted {
+            // The user of a session alone is counted where it ends; that of a group counts the group.
+            self.uncount(Counted::alone(lease));
+        }
         let groups = self.groups.get_or_insert_default();
         let group = groups.insert(Group::new(joined_at, anchor));
         self.set_group(anchor, group);
-        if let Some(at) = ending {
-            // The user of a session alone is counted where it ends; that of a group counts the group.
-            self.uncount_user(at);
-            let changed = self.groups.as_mut().and_then(|groups| groups.add_ending(group, at));
-            self.recount(changed);
-        }
+        let groups = self.groups.as_mut();
+        let changed = groups.and_then(|groups| groups.add_lease(group, lease, &mut self.owners));
+        self.recount(changed);
         (group, true)
     }
 
@@ -225,7 +235,11 @@ impl Members {
     fn rebuild(&mut self, indexes: Option<Box<Indexes>>) {
         let blocks =
             if indexes.is_some() { SessionStore::for_many() } else { SessionStore::default() };
-        let old = std::mem::replace(self, Members { blocks, groups: None, indexes });
+        let mut owners = self.owners.take();
+        if let Some(owners) = &mut owners {
+            owners.clear();
+        }
+        let old = std::mem::replace(self, Members { blocks, groups: None, indexes, owners });
         for (id, anchor) in old.blocks.iter() {
             match old.group(anchor) {
                 None => {
@@ -244,7 +258,7 @@ impl Members {
     /// The session that had the number `old` has the number `new`: tells all who know it.
     fn renumber(&mut self, old: u32, new: u32) {
         let Some(record) = self.blocks.get(new) else { return };
-        let group = record.group();
+        let (group, lease, position) = (record.group(), record.lease(), record.heap_slot());
         let (mut is_anchor, mut in_group) = (true, false);
         if let Some(groups) = self.groups.as_mut().filter(|groups| groups.get(group).is_some()) {
             is_anchor = groups.get(group).and_then(Group::anchor) == Some(old);
@@ -258,7 +272,11 @@ impl Members {
         if in_group {
             indexes.by_session.replace(session_hash(&self.blocks, new), old, new);
         }
-        indexes.leases.rename(new, &mut self.blocks);
+        if let Some((slot, owners)) = lease.slot().zip(self.owners.as_mut()) {
+            owners.rename(slot, position, new);
+        } else {
+            indexes.leases.rename(new, &mut self.blocks);
+        }
     }
 
     /// Takes a block away that nothing refers to any more.
@@ -273,7 +291,8 @@ impl Members {
     fn remove_of_few(&mut self, id: u32) -> Option<(SessionRecordBuf, bool)> {
         let record = self.record(id)?;
         let (removed, since) = (SessionRecordBuf::from(record), self.since(record));
-        let was_anchor = self.is_anchor(id, record);
+        let (was_anchor, lease) = (self.is_anchor(id, record), record.lease());
+        self.unfile(id, lease);
         self.blocks.remove(id);
         let heir = self.anchor(removed.read().user());
         if let Some(heir) = heir.filter(|_| was_anchor) {
@@ -293,22 +312,20 @@ impl Members {
         }
         let gone = self.record(id)?;
         let (removed, group, lease) = (SessionRecordBuf::from(gone), gone.group(), gone.lease());
-        let ending = lease.is_ending().then_some(lease.until());
-        let taken = self.groups.as_mut().and_then(|groups| groups.take(group, id, ending));
+        let (groups, owners) = (self.groups.as_mut(), &mut self.owners);
+        let taken = groups.and_then(|groups| groups.take(group, id, lease, owners));
         let (is_anchor, heir) = match taken {
             Some(taken) => {
                 self.recount(Some(taken.changed));
                 (taken.was_anchor, taken.heir)
             }
             None => {
-                if let Some(at) = ending {
-                    self.uncount_user(at);
-                }
+                self.uncount(Counted::alone(lease));
                 (true, None)
             }
         };
+        self.unfile(id, lease);
         if let Some(indexes) = &mut self.indexes {
-            indexes.leases.remove(id, lease, &mut self.blocks);
             let blocks = &self.blocks;
             if group != NONE {
                 let hash = session_hash(blocks, id);
@@ -380,6 +397,7 @@ impl Members {
                 + indexes.by_session.heap_bytes()
                 + indexes.leases.heap_bytes()
         });
-        self.blocks.heap_bytes() + groups + indexes
+        let owners = self.owners.as_ref().map_or(0, |owners| owners.heap_bytes());
+        self.blocks.heap_bytes() + groups + indexes + owners
     }
 }

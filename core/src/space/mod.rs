@@ -15,6 +15,8 @@ mod lines;
 mod members;
 #[cfg(test)]
 mod model;
+mod owned;
+mod owners_of_space;
 mod read;
 mod record;
 mod replay;
@@ -33,7 +35,9 @@ pub use record::SessionRecord;
 pub use space_json::SpaceHead;
 
 use crate::collections::allocated;
+use crate::owners::Owner;
 use members::Members;
+use std::sync::Arc;
 
 /// Unix time in milliseconds.
 pub type Timestamp = u64;
@@ -101,13 +105,28 @@ pub enum MetaChange<'a> {
     To(Meta<'a>),
 }
 
+/// What keeps a session alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeper<'a> {
+    /// A lease of its own, until then.
+    Lease(Timestamp),
+    /// An owner, which is live.
+    Owner(&'a Arc<Owner>),
+}
+
+impl From<Timestamp> for Keeper<'_> {
+    fn from(until: Timestamp) -> Self {
+        Keeper::Lease(until)
+    }
+}
+
 /// What [`Space::online`] is to do with one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OnlineRequest<'a> {
     /// The user and the session; the unnamed session is the empty string.
     pub who: (&'a str, &'a str),
-    /// Until when the session is live.
-    pub lease: Timestamp,
+    /// What keeps the session alive from now on.
+    pub keeper: Keeper<'a>,
     pub meta: MetaChange<'a>,
     pub condition: Condition,
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::codec;
+use crate::owners::{OwnerLease, Owners};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +22,27 @@ enum Op {
         user: usize,
         session: Option<usize>,
         linger: u64,
+        /// Only what this owner has.
+        owner: Option<usize>,
     },
+    /// Sessions of an owner.
+    Owned {
+        who: Vec<(usize, usize)>,
+        owner: usize,
+    },
+    /// Makes or renews an owner.
+    Renew {
+        owner: usize,
+        ttl: u64,
+    },
+    /// Ends an owner, now or after a linger.
+    End {
+        owner: usize,
+        linger: u64,
+        by_request: bool,
+    },
+    /// What the timer does about owners that have expired.
+    EndExpired,
     Message {
         user: usize,
     },
@@ -49,7 +70,12 @@ fn who() -> impl Strategy<Value = (usize, usize)> {
 
 /// A request for a session that is not to change in another way than by its lease.
 fn always<'a>(who: (&'a str, &'a str), lease: u64) -> OnlineRequest<'a> {
-    OnlineRequest { who, lease, meta: MetaChange::Keep, condition: Condition::Always }
+    OnlineRequest {
+        who,
+        keeper: lease.into(),
+        meta: MetaChange::Keep,
+        condition: Condition::Always,
+    }
 }
 
 /// Leases that end soon, and leases that end after the time that is looked ahead.
@@ -64,7 +90,19 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (prop::collection::vec(who(), 1..20), ttl())
             .prop_map(|(who, ttl)| Op::OnlineMany { who, ttl }),
         3 => (0..12usize, prop::option::of(0..4usize), prop_oneof![3 => Just(0u64), 1 => 1..30u64])
-            .prop_map(|(user, session, linger)| Op::Offline { user, session, linger }),
+            .prop_map(|(user, session, linger)| {
+                Op::Offline { user, session, linger, owner: None }
+            }),
+        1 => (0..12usize, prop::option::of(0..4usize), prop_oneof![Just(0u64), 1..30u64], 0..3usize)
+            .prop_map(|(user, session, linger, owner)| {
+                Op::Offline { user, session, linger, owner: Some(owner) }
+            }),
+        5 => (prop::collection::vec(who(), 1..9), 0..3usize)
+            .prop_map(|(who, owner)| Op::Owned { who, owner }),
+        3 => (0..3usize, ttl()).prop_map(|(owner, ttl)| Op::Renew { owner, ttl }),
+        1 => (0..3usize, prop_oneof![Just(0u64), 1..30u64], any::<bool>())
+            .prop_map(|(owner, linger, by_request)| Op::End { owner, linger, by_request }),
+        2 => Just(Op::EndExpired),
         1 => (0..12usize).prop_map(|user| Op::Message { user }),
         5 => prop_oneof![6 => 0..25u64, 1 => 500..1500u64].prop_map(Op::Wait),
         3 => (0..30usize).prop_map(|steps| Op::Sweep { steps }),
@@ -82,6 +120,18 @@ struct ModelSession {
     joined_at: u64,
     meta: Option<String>,
     lingering: bool,
+    /// The number of its owner in [`Model::owners`], which has the lease.
+    owner: Option<usize>,
+}
+
+/// An owner that was live once. One that comes back under the name of another is another one.
+#[derive(Clone, Debug)]
+struct ModelOwner {
+    name: usize,
+    lease: u64,
+    reason: &'static str,
+    /// It does not come back, whatever the clock says.
+    is_over: bool,
 }
 
 #[derive(Clone, Default)]
@@ -92,9 +142,53 @@ struct Model {
     epoch: u64,
     /// Whether the next event begins a new line of history.
     line_due: bool,
+    owners: Vec<ModelOwner>,
 }
 
 impl Model {
+    /// Until when a session is live.
+    fn until(&self, state: &ModelSession) -> u64 {
+        state
+            .owner
+            .and_then(|owner| self.owners.get(owner))
+            .map_or(state.lease, |owner| owner.lease)
+    }
+
+    fn is_live(&self, state: &ModelSession, now: u64) -> bool {
+        let is_over = state.owner.is_some_and(|owner| self.owners[owner].is_over);
+        !is_over && self.until(state) > now
+    }
+
+    /// The reason of the leave, if the session ends now.
+    fn reason(&self, state: &ModelSession) -> &'static str {
+        match state.owner {
+            Some(owner) => self.owners[owner].reason,
+            None if state.lingering => "offline",
+            None => "timeout",
+        }
+    }
+
+    /// A snapshot gives the sessions of owners that have ended leases of their own.
+    fn disown_ended(&mut self) {
+        for state in self.sessions.values_mut() {
+            if let Some(owner) = state.owner.map(|owner| &self.owners[owner])
+                && owner.is_over
+            {
+                (state.lease, state.lingering) = (owner.lease, owner.reason == "offline");
+                state.owner = None;
+            }
+        }
+    }
+
+    /// The owner that has this name now, whether or not it is live.
+    fn owner(&self, name: usize) -> Option<usize> {
+        self.owners.iter().rposition(|owner| owner.name == name && !owner.is_over)
+    }
+
+    fn live_owner(&self, name: usize, now: u64) -> Option<usize> {
+        self.owner(name).filter(|owner| self.owners[*owner].lease > now)
+    }
+
     fn users(&self) -> usize {
         self.sessions.keys().map(|(user, _)| user).collect::<BTreeSet<_>>().len()
     }
@@ -157,7 +251,7 @@ impl Model {
         if first {
             self.since.insert(user.into(), now);
         }
-        let state = ModelSession { lease, joined_at: now, meta, lingering: false };
+        let state = ModelSession { lease, joined_at: now, meta, lingering: false, owner: None };
         self.sessions.insert((user.into(), session.into()), state.clone());
         self.note(if first { "join" } else { "add" }, user, session, now, Self::details(&state));
         usize::from(first)
@@ -183,6 +277,8 @@ struct Heard {
     batch: Vec<u8>,
     events: Vec<String>,
     new_line: Option<u64>,
+    /// The owners of a replica.
+    owners: Option<Owners>,
 }
 
 impl Sink for Heard {
@@ -200,6 +296,10 @@ impl Sink for Heard {
     fn take_new_line(&mut self) -> Option<u64> {
         self.new_line.take()
     }
+
+    fn owner(&mut self, name: &str, lease: OwnerLease) -> Option<Arc<Owner>> {
+        self.owners.as_mut().map(|owners| owners.refer(name, lease, 0))
+    }
 }
 
 fn limits() -> Limits {
@@ -211,7 +311,7 @@ const RETENTION: Retention = Retention { length: 20, ttl: 60 };
 
 fn dump(space: &Space) -> (String, BTreeSet<String>) {
     let (mut head, mut rest) = (String::new(), BTreeSet::new());
-    space.dump(|effect| match effect {
+    space.dump_for_digest(|effect| match effect {
         Effect::Begin { .. } | Effect::Event { .. } => head += &format!("{effect:?}"),
         other => {
             rest.insert(format!("{other:?}"));
@@ -236,12 +336,56 @@ fn reload(space: &Space) -> Space {
     back
 }
 
+/// The space belongs to these owners from now on, as one that has been loaded.
+fn bind(space: &mut Space, owners: &mut Owners) {
+    let clock = owners.clock().clone();
+    space.bind_owners(&clock, |name, lease| owners.refer(name, lease, 0));
+}
+
+/// The owners that the model knows, as a snapshot has them.
+fn owners_of(model: &Model) -> Owners {
+    let mut owners = Owners::default();
+    for owner in model.owners.iter().filter(|owner| !owner.is_over) {
+        let reason = if owner.reason == "offline" { Reason::Offline } else { Reason::Timeout };
+        owners.assign(&owner_name(owner.name), OwnerLease { until: owner.lease, reason }, 0);
+    }
+    owners
+}
+
+fn owner_name(number: usize) -> String {
+    format!("gateway-{number}")
+}
+
+/// Each owner counts its sessions in the space, and knows the space if it has any.
+fn compare_owners(space: &mut Space, owners: &mut Owners, model: &Model) {
+    for (owner, has_sessions) in space.take_owner_news() {
+        if has_sessions {
+            owners.attach(&owner, b"lobby");
+        } else {
+            owners.detach(&owner, b"lobby");
+        }
+    }
+    for (number, owner) in model.owners.iter().enumerate().filter(|(_, owner)| !owner.is_over) {
+        let name = owner_name(owner.name);
+        let real = owners.get(&name).unwrap();
+        let of_owner = |state: &&ModelSession| state.owner == Some(number);
+        let sessions = model.sessions.values().filter(of_owner).count();
+        assert_eq!((real.until(), real.sessions()), (owner.lease, sessions), "{name}");
+        let listed: BTreeSet<(&str, &str)> = space.sessions_of(real).collect();
+        assert_eq!(listed.len(), sessions);
+        for (user, session) in listed {
+            assert_eq!(model.sessions[&(user.into(), session.into())].owner, Some(number));
+        }
+        assert_eq!(owners.spaces(&name, 0).0.len(), usize::from(sessions > 0), "{name}");
+    }
+}
+
 /// Everything that can be read of the space is what the model says, at the present moment.
 fn compare(space: &mut Space, model: &Model, now: u64) {
     space.advance(now);
     let mut live: BTreeMap<String, BTreeMap<String, &ModelSession>> = BTreeMap::new();
     for ((user, session), state) in &model.sessions {
-        if state.lease > now {
+        if model.is_live(state, now) {
             live.entry(user.clone()).or_default().insert(session.clone(), state);
         }
     }
@@ -259,8 +403,10 @@ fn compare(space: &mut Space, model: &Model, now: u64) {
             let state = expected[text(record.session())];
             assert_eq!(
                 (record.lease().until(), record.joined_at()),
-                (state.lease, state.joined_at)
+                (model.until(state), state.joined_at)
             );
+            let owner = state.owner.map(|owner| owner_name(model.owners[owner].name));
+            assert_eq!(record.owner(), owner.as_deref());
             assert_eq!(record.meta().map(text), state.meta.as_deref());
             count += 1;
         }
@@ -333,6 +479,7 @@ proptest! {
         let mut space = Space::new(1000);
         let mut layout = SpaceLayout::NONE;
         let mut replica = Space::new(1000);
+        let (mut owners, mut owners_there) = (Owners::default(), Owners::default());
         let mut model = Model { epoch: 1000, ..Model::default() };
         let mut published = 0usize;
         let mut saved = None;
@@ -345,13 +492,115 @@ proptest! {
             let closed = space.is_closed();
             match op.clone() {
                 Op::Wait(by) => now += by,
-                Op::Reload => space = reload(&space),
+                Op::Reload => {
+                    (space, replica) = (reload(&space), reload(&replica));
+                    bind(&mut space, &mut owners);
+                    bind(&mut replica, &mut owners_there);
+                    model.disown_ended();
+                }
+                Op::Renew { owner, ttl } => {
+                    let name = owner_name(owner);
+                    owners.renew(&name, now + ttl, now);
+                    let lease = OwnerLease::until(now + ttl);
+                    match model.live_owner(owner, now) {
+                        Some(number) => {
+                            let known = &mut model.owners[number];
+                            (known.lease, known.reason) = (now + ttl, "timeout");
+                        }
+                        None => {
+                            if let Some(number) = model.owner(owner) {
+                                model.owners[number].is_over = true;
+                                owners_there.end(&name);
+                            }
+                            let lease = now + ttl;
+                            model.owners.push(
+                                ModelOwner { name: owner, lease, reason: "timeout", is_over: false });
+                        }
+                    }
+                    owners_there.assign(&name, lease, now);
+                }
+                Op::End { owner, linger, by_request } => {
+                    let (reason, word) = match by_request {
+                        true => (Reason::Offline, "offline"),
+                        false => (Reason::Timeout, "timeout"),
+                    };
+                    let cut = owners.cut(&owner_name(owner), now + linger, now, reason);
+                    let number = model.live_owner(owner, now);
+                    let of_owner = |state: &&ModelSession| state.owner == number;
+                    let sessions = model.sessions.values().filter(of_owner).count();
+                    prop_assert_eq!(cut, number.map(|_| sessions));
+                    if let Some(number) = number {
+                        let known = &mut model.owners[number];
+                        if now + linger < known.lease {
+                            (known.lease, known.reason) = (now + linger, word);
+                            owners_there.assign(
+                                &owner_name(owner), OwnerLease { until: known.lease, reason }, now);
+                        }
+                        known.is_over = linger == 0;
+                        if linger == 0 {
+                            owners_there.end(&owner_name(owner));
+                        }
+                    }
+                }
+                Op::EndExpired => {
+                    prop_assert!(owners.end_expired(now, &mut || true));
+                    let has_sessions = |number| model.sessions.values().any(|it| it.owner == Some(number));
+                    let mut is_to_sweep = false;
+                    for number in 0..model.owners.len() {
+                        if model.owners[number].lease <= now && !model.owners[number].is_over {
+                            is_to_sweep |= has_sessions(number);
+                        }
+                    }
+                    for known in model.owners.iter_mut().filter(|it| it.lease <= now && !it.is_over) {
+                        known.is_over = true;
+                        owners_there.end(&owner_name(known.name));
+                    }
+                    let spaces: Vec<_> = std::iter::from_fn(|| owners.next_space()).collect();
+                    prop_assert!(!is_to_sweep || !spaces.is_empty());
+                    while owners_there.next_space().is_some() {}
+                }
+                Op::Owned { who, owner } => {
+                    let names: Vec<(String, String)> = who.iter().map(|who| (name(who.0), tab(who.1))).collect();
+                    let list: Vec<(&str, &str)> =
+                        names.iter().map(|(user, session)| (user.as_str(), session.as_str())).collect();
+                    let before = dump(&space);
+                    let real = owners.live(&owner_name(owner), now).cloned();
+                    let number = model.live_owner(owner, now);
+                    prop_assert_eq!(real.is_some(), number.is_some());
+                    if let Some(real) = real {
+                        let keeper = Keeper::Owner(&real);
+                        match space.online_many(at, &list, keeper, |_| true, |_| {}, &mut heard) {
+                            Err(_) => prop_assert_eq!(before, dump(&space)),
+                            Ok(came) => {
+                                let mut expected = 0;
+                                for key in &names {
+                                    let (user, session) = key;
+                                    if !model.sessions.get(key).is_some_and(|it| model.is_live(it, now)) {
+                                        for (session, reason) in lapsed_in_order(&heard, user, &model, now) {
+                                            model.end(user, &session, now, &reason);
+                                        }
+                                        expected += model.enter(user, session, now, 0, None);
+                                    }
+                                    let state = model.sessions.get_mut(key).unwrap();
+                                    (state.owner, state.lingering) = (number, false);
+                                }
+                                prop_assert_eq!(came, expected);
+                            }
+                        }
+                    }
+                }
                 Op::Promote => model.line_due = true,
                 Op::Save => {
-                    saved = Some((reload(&space), replica.clone(), model.clone(), published));
+                    let mut model = model.clone();
+                    model.disown_ended();
+                    saved = Some((reload(&space), model, published));
                 }
-                Op::Crash => if let Some(saved) = saved.clone() {
-                    (space, replica, model, published) = saved;
+                Op::Crash => if let Some((snapshot, model_then, published_then)) = &saved {
+                    (space, replica) = (reload(snapshot), reload(snapshot));
+                    (model, published) = (model_then.clone(), *published_then);
+                    (owners, owners_there) = (owners_of(&model), owners_of(&model));
+                    bind(&mut space, &mut owners);
+                    bind(&mut replica, &mut owners_there);
                     model.line_due = true;
                     // It is back later than its epochs were ahead of the clock.
                     now = given.last().map_or(now, |(epoch, _)| now.max(*epoch)) + 1;
@@ -360,6 +609,11 @@ proptest! {
                     space.grant_grace(now + by, &mut heard);
                     for state in model.sessions.values_mut() {
                         state.lease = state.lease.max(now + by);
+                    }
+                    owners.begin_to_decide(now + by, now);
+                    owners_there.begin_to_decide(now + by, now);
+                    for known in model.owners.iter_mut().filter(|known| !known.is_over) {
+                        known.lease = known.lease.max(now + by);
                     }
                 }
                 Op::Close => {
@@ -370,7 +624,7 @@ proptest! {
                         let (user, session) = (&event["user"], event["session"].as_str().unwrap_or(""));
                         model.end(user.as_str().unwrap(), session, now, event["reason"].as_str().unwrap());
                     }
-                    prop_assert!(model.sessions.values().all(|state| state.lease > now));
+                    prop_assert!(model.sessions.values().all(|state| model.is_live(state, now)));
                     model.sessions.clear();
                     let id = model.next_id(now);
                     model.events.push(serde_json::json!(
@@ -395,13 +649,13 @@ proptest! {
                         let user = event["user"].as_str().unwrap();
                         let session = event["session"].as_str().unwrap_or("");
                         let state = &model.sessions[&(user.to_owned(), session.to_owned())];
-                        prop_assert!(state.lease <= now);
-                        let reason = if state.lingering { "offline" } else { "timeout" };
+                        prop_assert!(!model.is_live(state, now));
+                        let reason = model.reason(state);
                         model.end(user, session, now, reason);
                     }
                     prop_assert_eq!(swept.ended, heard.events.len());
                     if !swept.more {
-                        prop_assert!(model.sessions.values().all(|state| state.lease > now));
+                        prop_assert!(model.sessions.values().all(|state| model.is_live(state, now)));
                     }
                 }
                 Op::Online { who, ttl, meta, condition } => {
@@ -421,11 +675,11 @@ proptest! {
                         _ => Condition::Always,
                     };
                     let lookup = cached(&space, &mut layout, user.as_bytes());
-                    let reply = space.online(at, &lookup, OnlineRequest { who: (&user, &session), lease: now + ttl, meta: change, condition }, |_| true, &mut heard);
-                    let live = model.sessions.get(&key).is_some_and(|state| state.lease > now);
+                    let reply = space.online(at, &lookup, OnlineRequest { who: (&user, &session), keeper: (now + ttl).into(), meta: change, condition }, |_| true, &mut heard);
+                    let live = model.sessions.get(&key).is_some_and(|state| model.is_live(state, now));
                     let of_user = model.sessions.iter()
-                        .filter(|((other, _), state)| *other == user && state.lease > now).count();
-                    let online = model.sessions.iter().filter(|(_, state)| state.lease > now)
+                        .filter(|((other, _), state)| *other == user && model.is_live(state, now)).count();
+                    let online = model.sessions.iter().filter(|(_, state)| model.is_live(state, now))
                         .map(|((user, _), _)| user).collect::<BTreeSet<_>>().len();
                     match (live, condition) {
                         (true, Condition::IfAbsent) | (false, Condition::IfPresent) => {
@@ -434,7 +688,7 @@ proptest! {
                         (true, _) => {
                             prop_assert_eq!(reply, Ok(Some(0)));
                             let state = model.sessions.get_mut(&key).unwrap();
-                            (state.lease, state.lingering) = (now + ttl, false);
+                            (state.lease, state.lingering, state.owner) = (now + ttl, false, None);
                             if let Some(meta) = text.filter(|meta| *meta != state.meta) {
                                 state.meta = meta;
                                 let details = Model::details(state);
@@ -463,9 +717,11 @@ proptest! {
                         Ok(came) => {
                             let mut expected = 0;
                             for (user, session) in &names {
-                                match model.sessions.get_mut(&(user.clone(), session.clone())) {
-                                    Some(state) if state.lease > now => {
-                                        (state.lease, state.lingering) = (now + ttl, false);
+                                let key = (user.clone(), session.clone());
+                                let is_live = model.sessions.get(&key).is_some_and(|it| model.is_live(it, now));
+                                match model.sessions.get_mut(&key) {
+                                    Some(state) if is_live => {
+                                        (state.lease, state.lingering, state.owner) = (now + ttl, false, None);
                                     }
                                     _ => {
                                         for (session, reason) in lapsed_in_order(&heard, user, &model, now) {
@@ -480,15 +736,22 @@ proptest! {
                         }
                     }
                 }
-                Op::Offline { user, session, linger } => {
+                // The command finds no owner.
+                Op::Offline { owner: Some(owner), .. } if model.live_owner(owner, now).is_none() => {}
+                Op::Offline { user, session, linger, owner } => {
                     let (user, session) = (name(user), session.map(tab));
-                    let gone = space.offline(at, &user, session.as_deref(), linger, &mut heard);
+                    let number = owner.and_then(|owner| model.live_owner(owner, now));
+                    let real = owner.and_then(|owner| owners.live(&owner_name(owner), now).cloned());
+                    let gone =
+                        space.offline_owned(at, &user, session.as_deref(), real.as_deref(), linger, &mut heard);
                     for (session, reason) in lapsed_in_order(&heard, &user, &model, now) {
                         model.end(&user, &session, now, &reason);
                     }
-                    let mine: Vec<String> = model.sessions.keys()
-                        .filter(|(other, tab)| *other == user && session.as_ref().is_none_or(|one| one == tab))
-                        .map(|(_, tab)| tab.clone()).collect();
+                    let mine: Vec<String> = model.sessions.iter()
+                        .filter(|((other, tab), state)| *other == user
+                            && session.as_ref().is_none_or(|one| one == tab)
+                            && (number.is_none() || state.owner == number))
+                        .map(|((_, tab), _)| tab.clone()).collect();
                     if linger == 0 {
                         let told: Vec<String> = heard.events[heard.events.len() - mine.len()..].iter().map(|event| {
                             let event: serde_json::Value = serde_json::from_str(event).unwrap();
@@ -502,8 +765,10 @@ proptest! {
                     } else {
                         prop_assert_eq!(gone, 0);
                         for tab in mine {
-                            let state = model.sessions.get_mut(&(user.clone(), tab)).unwrap();
-                            (state.lease, state.lingering) = (state.lease.min(now + linger), true);
+                            let key = (user.clone(), tab);
+                            let until = model.until(&model.sessions[&key]);
+                            let state = model.sessions.get_mut(&key).unwrap();
+                            (state.lease, state.lingering, state.owner) = (until.min(now + linger), true, None);
                         }
                     }
                 }
@@ -521,11 +786,12 @@ proptest! {
             prop_assert_eq!(space.last_id(), (model.epoch, published as u64));
             // A replica that applies the effects is told the same events and is the same.
             if !heard.batch.is_empty() {
-                let mut echo = Heard::default();
+                let mut echo = Heard { owners: Some(owners_there), ..Heard::default() };
                 let mut retention = RETENTION;
                 for effect in codec::decode(&heard.batch) {
                     replica.apply(b"lobby", &effect.unwrap(), &mut retention, &mut echo).unwrap();
                 }
+                owners_there = echo.owners.take().unwrap();
                 prop_assert_eq!(&echo.events, &heard.events);
                 prop_assert_eq!(&echo.batch, &heard.batch);
             }
@@ -536,8 +802,15 @@ proptest! {
             compare(&mut space, &model, now - 7);
             compare(&mut space, &model, now);
             compare_gaps(&space, &model, &given, now);
+            compare_owners(&mut space, &mut owners, &model);
+            compare_owners(&mut replica, &mut owners_there, &model);
             // No lease ends before the space says that there may be something to do.
-            if let Some(first) = model.sessions.values().map(|state| state.lease).min() {
+            let of_owners = model.sessions.values().filter(|state| state.owner.is_some());
+            if of_owners.clone().any(|state| !model.is_live(state, now)) {
+                prop_assert!(space.next_due(RETENTION) <= now);
+            }
+            let without_owner = model.sessions.values().filter(|state| state.owner.is_none());
+            if let Some(first) = without_owner.map(|state| state.lease).min() {
                 prop_assert!(space.next_due(RETENTION) <= first);
             }
             let texts: Vec<&str> = space.history().into_iter()
@@ -557,6 +830,7 @@ proptest! {
         let swept = space.sweep(at, &mut NullSink, &mut || true);
         prop_assert!(!swept.more);
         prop_assert_eq!(space.stored(), (0, 0));
+        space.take_owner_news();
         prop_assert_eq!(space.members.heap_bytes(), 0);
         // … and its history, which no sweep had trimmed in between.
         now += RETENTION.ttl;
@@ -573,15 +847,14 @@ fn lapsed_in_order(heard: &Heard, user: &str, model: &Model, now: u64) -> Vec<(S
         let event: serde_json::Value = serde_json::from_str(event).unwrap();
         let session = event["session"].as_str().unwrap_or("").to_owned();
         let state = model.sessions.get(&(user.to_owned(), session.clone()));
-        let is_over = state.is_some_and(|state| state.lease <= now);
+        let is_over = state.is_some_and(|state| !model.is_live(state, now));
         let ends = event["type"] == "remove" || event["type"] == "leave";
         if event["user"] == user
             && ends
             && is_over
             && !told.iter().any(|(other, _)| *other == session)
         {
-            let reason =
-                if state.is_some_and(|state| state.lingering) { "offline" } else { "timeout" };
+            let reason = state.map_or("", |state| model.reason(state));
             told.push((session, reason.to_owned()));
         }
     }

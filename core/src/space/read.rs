@@ -3,8 +3,9 @@
 use super::lines::PastLine;
 use super::members::PREFETCH_BATCH;
 use super::{
-    Effect, History, Lookup, Prefetch, Retention, Space, SpaceLayout, Timestamp, User, text,
+    Effect, History, Lookup, Prefetch, Reason, Retention, Space, SpaceLayout, Timestamp, User, text,
 };
+use std::collections::BTreeMap;
 
 impl Space {
     /// The id of the last event.
@@ -174,23 +175,82 @@ impl Space {
         self.members.heap_bytes() + history
     }
 
+    /// The owners first, then the sessions. The sessions of an owner that has ended end with a lease of their own.
+    fn dump_sessions<T: FnMut(&Effect<'_>)>(&self, tell: &mut T) {
+        let mut numbers = BTreeMap::new();
+        for (slot, owner, sessions) in self.members.owners().into_iter().flat_map(|it| it.owners())
+        {
+            if sessions > 0 && !owner.is_over() {
+                numbers.insert(slot, numbers.len() as u32);
+                let (lease, offline) = (owner.until(), owner.reason() == Reason::Offline);
+                tell(&Effect::Owner { name: owner.name(), lease, offline });
+            }
+        }
+        for (record, since) in self.members.all() {
+            let (user, session) = (text(record.user()), text(record.session()));
+            let (joined_at, meta) = (record.joined_at(), record.meta().map(text));
+            let lease = record.lease();
+            if let Some(&owner) = lease.slot().and_then(|slot| numbers.get(&slot)) {
+                tell(&Effect::OwnedSession { user, session, owner, joined_at, since, meta });
+                continue;
+            }
+            let lingering = match self.members.owner_of(lease) {
+                Some(owner) => owner.reason() == Reason::Offline,
+                None => lease.is_lingering(),
+            };
+            let lease = self.members.until(lease);
+            tell(&Effect::Session { user, session, lease, joined_at, since, lingering, meta });
+        }
+    }
+
+    /// The effects that say what is equal on a primary and its replicas: those of [`Self::dump`] without what
+    /// only the registry of owners knows. An owned session is told with the name of its owner.
+    pub fn dump_for_digest(&self, mut tell: impl FnMut(&Effect<'_>)) {
+        let mut names = Vec::new();
+        let owners = self.members.owners();
+        for (slot, owner, _) in owners.into_iter().flat_map(|it| it.owners()) {
+            names.resize(names.len().max(slot as usize + 1), "");
+            if let Some(name) = names.get_mut(slot as usize) {
+                *name = owner.name();
+            }
+        }
+        self.dump_frame(&mut tell, |tell| {
+            for (record, since) in self.members.all() {
+                let (user, session) = (text(record.user()), text(record.session()));
+                let (joined_at, meta) = (record.joined_at(), record.meta().map(text));
+                let lease = record.lease();
+                match lease.slot() {
+                    Some(slot) => {
+                        let owner = names.get(slot as usize).copied().unwrap_or_default();
+                        let (at, lease) = (joined_at, since);
+                        tell(&Effect::OwnedOnline { user, session, owner, lease, at, meta });
+                    }
+                    None => tell(&Effect::Session {
+                        user,
+                        session,
+                        lease: lease.until(),
+                        joined_at,
+                        since,
+                        lingering: lease.is_lingering(),
+                        meta,
+                    }),
+                }
+            }
+        });
+    }
+
     /// The effects that make this space out of nothing.
     pub fn dump(&self, mut tell: impl FnMut(&Effect<'_>)) {
+        self.dump_frame(&mut tell, |tell| self.dump_sessions(tell));
+    }
+
+    /// The effects of a dump, with those of the sessions in their place.
+    fn dump_frame<T: FnMut(&Effect<'_>)>(&self, tell: &mut T, sessions: impl FnOnce(&mut T)) {
         tell(&Effect::Begin { epoch: self.epoch, seq: self.seq, closed_until: self.closed_until });
         for &PastLine { epoch, first, last } in self.past_lines() {
             tell(&Effect::PastLine { epoch, first, last });
         }
-        for (record, since) in self.members.all() {
-            tell(&Effect::Session {
-                user: text(record.user()),
-                session: text(record.session()),
-                lease: record.lease().until(),
-                joined_at: record.joined_at(),
-                since,
-                lingering: record.lease().is_lingering(),
-                meta: record.meta().map(text),
-            });
-        }
+        sessions(tell);
         let history = self.history().into_iter();
         for (at, event) in history.flat_map(|history| history.newest(history.live())) {
             tell(&Effect::Event { at, text: text(event) });

@@ -27,7 +27,7 @@ const NAMES: usize = 18;
 /// Of `user` and of `session`: the length.
 const LENGTH: u16 = (1 << 10) - 1;
 const _: () = assert!(super::MAX_NAME_BYTES <= LENGTH as usize);
-const _: () = assert!(super::MAX_TIMESTAMP < Lease::ENDING);
+const _: () = assert!(super::MAX_TIMESTAMP < Lease::OWNED >> 1);
 /// Of `user`: there is metadata.
 const META: u16 = 1 << 14;
 /// Of `user`: `joined_at` has more than 48 bits.
@@ -51,15 +51,38 @@ impl Lease {
     /// The session is in a bucket of [`super::lease_order::EndingBuckets`]. A lease outside of an index
     /// never has this mark.
     const ENDING: u64 = 1 << 62;
+    /// An owner keeps the session alive: the rest is a slot of [`super::owned::OwnerTable`].
+    const OWNED: u64 = 1 << 61;
 
     /// `until` is at most [`super::MAX_TIMESTAMP`].
     pub fn new(until: Timestamp, lingering: bool) -> Self {
-        let until = until & !(Self::LINGERING | Self::ENDING);
+        let until = until & super::MAX_TIMESTAMP;
         Lease(until | if lingering { Self::LINGERING } else { 0 })
     }
 
+    /// The session lives as long as the owner in this slot.
+    pub fn owned(slot: u32) -> Self {
+        Lease(Self::OWNED | u64::from(slot))
+    }
+
+    pub fn is_owned(self) -> bool {
+        self.0 & Self::OWNED != 0
+    }
+
+    /// The owner's slot, of a session that has an owner.
+    pub fn slot(self) -> Option<u32> {
+        self.is_owned().then_some(self.0 as u32)
+    }
+
+    /// Whether a change from one to the other concerns only two times: no owner, and no bucket.
+    pub fn are_pending(self, other: Self) -> bool {
+        (self.0 | other.0) & (Self::OWNED | Self::ENDING) == 0
+    }
+
+    /// The time, of a session that has no owner.
     pub fn until(self) -> Timestamp {
-        self.0 & !(Self::LINGERING | Self::ENDING)
+        debug_assert!(!self.is_owned());
+        self.0 & super::MAX_TIMESTAMP
     }
 
     /// The same lease, marked.
@@ -76,7 +99,7 @@ impl Lease {
         Lease(self.0 & !Self::ENDING)
     }
 
-    /// Live at `now`: it ends later than that.
+    /// Live at `now`: it ends later than that. Of a session that has no owner.
     pub fn is_live(self, now: Timestamp) -> bool {
         self.until() > now
     }
@@ -126,17 +149,28 @@ impl Lengths {
 pub struct SessionRecord<'a> {
     bytes: &'a [u8],
     lease: Lease,
+    owner: Option<&'a str>,
 }
 
 impl<'a> SessionRecord<'a> {
     /// What a `SessionRecordBuf` was kept as; there may be bytes behind it.
     pub fn of(bytes: &'a [u8]) -> Self {
-        SessionRecord { bytes, lease: Lease(u64::from_le_bytes(bytes_at(bytes, LEASE))) }
+        SessionRecord::with_lease(bytes, Lease(u64::from_le_bytes(bytes_at(bytes, LEASE))))
     }
 
     /// One that is noted, with the lease that is kept elsewhere.
     pub fn with_lease(bytes: &'a [u8], lease: Lease) -> Self {
-        SessionRecord { bytes, lease }
+        SessionRecord { bytes, lease, owner: None }
+    }
+
+    /// The session as a reader sees it, with the lease of its owner.
+    pub fn owned_by(self, owner: &'a str, until: Timestamp) -> Self {
+        SessionRecord { lease: Lease::new(until, false), owner: Some(owner), ..self }
+    }
+
+    /// The name of the owner, of a session that a reader sees.
+    pub fn owner(self) -> Option<&'a str> {
+        self.owner
     }
 
     /// The block, and nothing behind it.
@@ -201,10 +235,6 @@ impl<'a> SessionRecord<'a> {
 
     pub fn lease(self) -> Lease {
         self.lease
-    }
-
-    pub fn is_live(self, now: Timestamp) -> bool {
-        self.lease.is_live(now)
     }
 
     pub fn joined_at(self) -> Timestamp {

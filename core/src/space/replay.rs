@@ -4,9 +4,11 @@ use super::lines::PastLine;
 use super::members::Members;
 use super::record::{Lease, SessionRecordBuf};
 use super::{
-    ApplyError, ChangeCtx, Effect, Limits, Lookup, MAX_ID_NUMBER, MAX_NAME_BYTES, MAX_TIMESTAMP,
-    Retention, Sink, Space, event, event_seq,
+    ApplyError, ChangeCtx, Effect, Keeper, Limits, Lookup, MAX_ID_NUMBER, MAX_NAME_BYTES,
+    MAX_TIMESTAMP, Reason, Retention, Sink, Space, event, event_seq,
 };
+use crate::owners::{MAX_OWNER_BYTES, Owner, OwnerLease};
+use std::sync::Arc;
 
 impl Space {
     /// Does what another node, or this one in an earlier life, has decided. `retention` holds
@@ -30,7 +32,44 @@ impl Space {
                 if find(&self.members, user, session).is_ok() {
                     return Err(ApplyError("session is there already"));
                 }
-                self.begin_session(at(now), &Lookup::default(), (user, session), lease, meta, sink);
+                let keeper = lease.into();
+                self.begin_session(
+                    at(now),
+                    &Lookup::default(),
+                    (user, session),
+                    keeper,
+                    meta,
+                    sink,
+                );
+            }
+            Effect::OwnedOnline { user, session, owner, lease, at: now, meta } => {
+                if find(&self.members, user, session).is_ok() {
+                    return Err(ApplyError("session is there already"));
+                }
+                let owner = self.owner_of_effect(owner, OwnerLease::until(lease), sink);
+                let keeper = Keeper::Owner(&owner);
+                self.begin_session(
+                    at(now),
+                    &Lookup::default(),
+                    (user, session),
+                    keeper,
+                    meta,
+                    sink,
+                );
+            }
+            Effect::Own { user, session, owner, lease } => {
+                let id = find(&self.members, user, session)?;
+                let owner = self.owner_of_effect(owner, OwnerLease::until(lease), sink);
+                self.set_owner(id, (user, session), &owner, sink);
+            }
+            Effect::Owner { name, lease, offline } => {
+                let reason = if offline { Reason::Offline } else { Reason::Timeout };
+                let owner = self.owner_of_effect(name, OwnerLease { until: lease, reason }, sink);
+                if self.members.has_owner(&owner) {
+                    return Err(ApplyError("an owner is there twice"));
+                }
+                self.members.slot_of(&owner);
+                sink.effect(effect);
             }
             Effect::Lease { user, session, lease, lingering } => {
                 let id = find(&self.members, user, session)?;
@@ -62,6 +101,7 @@ impl Space {
             | Effect::Session { .. }
             | Effect::Event { .. }
             | Effect::PastLine { .. }
+            | Effect::OwnedSession { .. }
             | Effect::LineDue => {
                 self.restore(effect)?;
                 sink.effect(effect);
@@ -83,6 +123,25 @@ impl Space {
             Effect::Session { user, session, lease, joined_at, since, lingering, meta } => {
                 let lookup = self.members.lookup(user.as_bytes(), |_| {});
                 let lease = Lease::new(lease, lingering);
+                let packed = SessionRecordBuf::new(user, session, lease, joined_at, meta);
+                if !self.members.insert_absent(&lookup, packed.read(), since) {
+                    return Err(ApplyError("session is there twice"));
+                }
+            }
+            Effect::Owner { name, lease, offline } => {
+                let reason = if offline { Reason::Offline } else { Reason::Timeout };
+                let before = self.members.owners().map_or(0, |owners| owners.owners().count());
+                let slot = self.members.own_slot(name, OwnerLease { until: lease, reason });
+                if slot as usize != before {
+                    return Err(ApplyError("an owner is there twice"));
+                }
+            }
+            Effect::OwnedSession { user, session, owner, joined_at, since, meta } => {
+                if self.members.owners().is_none_or(|owners| owners.owner(owner).is_none()) {
+                    return Err(ApplyError("the owner of a session is missing"));
+                }
+                let lookup = self.members.lookup(user.as_bytes(), |_| {});
+                let lease = Lease::owned(owner);
                 let packed = SessionRecordBuf::new(user, session, lease, joined_at, meta);
                 if !self.members.insert_absent(&lookup, packed.read(), since) {
                     return Err(ApplyError("session is there twice"));
@@ -121,11 +180,22 @@ impl Space {
 
     /// Ends the restoring of a snapshot. Returns whether its last event was there.
     pub fn end_restore(&mut self) -> bool {
+        self.members.tidy_slots();
         if let Some(history) = &mut self.history {
             history.put_in_order();
         }
         let newest = self.history().and_then(|history| history.newest(1).next());
         newest.is_none_or(|(_, text)| event_seq(text) == Some(self.seq))
+    }
+
+    /// The owner that an effect names: that of the registry, or one of this space.
+    fn owner_of_effect<S: Sink>(
+        &mut self,
+        name: &str,
+        lease: OwnerLease,
+        sink: &mut S,
+    ) -> Arc<Owner> {
+        sink.owner(name, lease).unwrap_or_else(|| self.members.own_owner(name, lease))
     }
 
     /// What must hold of an effect whoever sent it. Metadata is checked where it is decoded.
@@ -141,7 +211,11 @@ impl Space {
         }
         let moments = match *effect {
             Effect::Begin { closed_until, .. } => [closed_until, 0, 0],
-            Effect::Online { lease, at, .. } => [lease, at, 0],
+            Effect::Online { lease, at, .. } | Effect::OwnedOnline { lease, at, .. } => {
+                [lease, at, 0]
+            }
+            Effect::Own { lease, .. } | Effect::Owner { lease, .. } => [lease, 0, 0],
+            Effect::OwnedSession { joined_at, since, .. } => [joined_at, since, 0],
             Effect::Lease { lease, .. } => [lease, 0, 0],
             Effect::Update { at, .. }
             | Effect::Offline { at, .. }
@@ -159,12 +233,22 @@ impl Space {
         if moments.iter().any(|moment| *moment > MAX_TIMESTAMP) {
             return Err(ApplyError("a time is out of range"));
         }
+        if let Effect::OwnedOnline { owner: name, .. }
+        | Effect::Own { owner: name, .. }
+        | Effect::Owner { name, .. } = *effect
+            && !(1..=MAX_OWNER_BYTES).contains(&name.len())
+        {
+            return Err(ApplyError("the name of an owner is empty or too long"));
+        }
         let (user, session) = match *effect {
             Effect::Online { user, session, .. }
             | Effect::Lease { user, session, .. }
             | Effect::Update { user, session, .. }
             | Effect::Offline { user, session, .. }
             | Effect::Message { user, session, .. }
+            | Effect::OwnedOnline { user, session, .. }
+            | Effect::Own { user, session, .. }
+            | Effect::OwnedSession { user, session, .. }
             | Effect::Session { user, session, .. } => (user, session),
             _ => return Ok(()),
         };

@@ -3,9 +3,11 @@
 use super::members::PREFETCH_BATCH;
 use super::record::SessionRecordBuf;
 use super::{
-    ChangeCtx, Condition, EVENT_BYTES, History, Lookup, Meta, MetaChange, NullSink, OnlineError,
-    OnlineRequest, Prefetch, Reason, SESSION_BYTES, Sink, Space, Timestamp, event, text,
+    ChangeCtx, Condition, EVENT_BYTES, History, Keeper, Lookup, Meta, MetaChange, NullSink,
+    OnlineError, OnlineRequest, Prefetch, Reason, SESSION_BYTES, Sink, Space, Timestamp, event,
+    text,
 };
+use crate::owners::Owner;
 
 /// At most so many leaves of lapsed sessions are told by who closes a space.
 const LEAVES_BEFORE_CLOSE: usize = 4096;
@@ -14,7 +16,8 @@ impl Space {
     /// The number of a session that is live.
     pub(super) fn live(&self, lookup: &Lookup, who: (&str, &str), now: Timestamp) -> Option<u32> {
         let id = self.members.find_by(lookup, who.0.as_bytes(), who.1.as_bytes())?;
-        self.members.lease(id)?.is_live(now).then_some(id)
+        let lease = self.members.lease(id)?;
+        self.members.is_live(lease, now).then_some(id)
     }
 
     /// Records the end of those of a user's sessions whose leases are over.
@@ -37,11 +40,16 @@ impl Space {
     }
 
     pub(super) fn end_if_lapsed<S: Sink>(&mut self, at: ChangeCtx, id: u32, sink: &mut S) {
-        let Some(record) = self.members.record(id).filter(|record| !record.is_live(at.now)) else {
+        let Some(lease) = self.members.lease(id).filter(|it| !self.members.is_live(*it, at.now))
+        else {
             return;
         };
-        sink.lapsed(at.now - record.lease().until());
-        let reason = if record.lease().is_lingering() { Reason::Offline } else { Reason::Timeout };
+        sink.lapsed(at.now.saturating_sub(self.members.until(lease)));
+        let reason = match self.members.owner_of(lease) {
+            Some(owner) => owner.reason(),
+            None if lease.is_lingering() => Reason::Offline,
+            None => Reason::Timeout,
+        };
         self.end_session(at, id, reason, sink);
     }
 
@@ -99,12 +107,12 @@ impl Space {
         at: ChangeCtx,
         lookup: &Lookup,
         (user, session): (&str, &str),
-        lease: Timestamp,
+        keeper: Keeper<'_>,
         meta: Meta,
         sink: &mut S,
     ) -> bool {
         self.end_lapsed(at, lookup, user, sink);
-        self.begin_session(at, lookup, (user, session), lease, meta, sink)
+        self.begin_session(at, lookup, (user, session), keeper, meta, sink)
     }
 
     /// Renews the lease of a session that is live, if that is all there is to do and nobody is to be
@@ -119,6 +127,9 @@ impl Space {
     ) -> Option<bool> {
         // A closed space has no sessions.
         let id = self.live(lookup, who, now)?;
+        if self.members.lease(id)?.is_owned() {
+            return None;
+        }
         Some(self.set_lease(id, who, lease, false, &mut NullSink))
     }
 
@@ -134,7 +145,7 @@ impl Space {
         has_memory: impl FnOnce(usize) -> bool,
         sink: &mut S,
     ) -> Result<Option<usize>, OnlineError> {
-        let OnlineRequest { who: (user, session), lease, meta, condition } = request;
+        let OnlineRequest { who: (user, session), keeper, meta, condition } = request;
         if self.is_closed() {
             return Err(OnlineError::Closed);
         }
@@ -153,7 +164,7 @@ impl Space {
                     return Err(OnlineError::NoMemory);
                 }
             }
-            self.set_lease(id, (user, session), lease, false, sink);
+            self.set_keeper(id, (user, session), keeper, sink);
             if let Some(meta) = new_meta {
                 self.update_meta(at, id, meta, sink);
             }
@@ -167,7 +178,7 @@ impl Space {
             MetaChange::Keep => None,
         };
         self.admit(at, &mut [(user, session)], meta, has_memory)?;
-        Ok(Some(usize::from(self.come(at, lookup, (user, session), lease, meta, sink))))
+        Ok(Some(usize::from(self.come(at, lookup, (user, session), keeper, meta, sink))))
     }
 
     /// The number of each of these sessions that is live.
@@ -191,24 +202,23 @@ impl Space {
 
     /// Renews the leases of those of these sessions that are live, and leaves the others out. Returns the
     /// positions, from 0, of those that are left out.
-    pub fn renew_many<S: Sink>(
+    pub fn renew_many<'a, S: Sink>(
         &mut self,
         at: ChangeCtx,
         sessions: &[(&str, &str)],
-        lease: Timestamp,
+        keeper: impl Into<Keeper<'a>>,
         prefetch: Prefetch,
         sink: &mut S,
     ) -> Result<Vec<usize>, OnlineError> {
         if self.is_closed() {
             return Err(OnlineError::Closed);
         }
+        let keeper = keeper.into();
         let found = self.find_live(sessions, at.now, prefetch);
         let mut left_out = Vec::new();
         for (position, (who, id)) in sessions.iter().zip(found).enumerate() {
             match id {
-                Some(id) => {
-                    self.set_lease(id, *who, lease, false, sink);
-                }
+                Some(id) => self.set_keeper(id, *who, keeper, sink),
                 None => left_out.push(position),
             }
         }
@@ -216,11 +226,11 @@ impl Space {
     }
 
     /// Says that many sessions are alive until `lease`, all or none. Returns how many users came online.
-    pub fn online_many<S: Sink>(
+    pub fn online_many<'a, S: Sink>(
         &mut self,
         at: ChangeCtx,
         sessions: &[(&str, &str)],
-        lease: Timestamp,
+        keeper: impl Into<Keeper<'a>>,
         has_memory: impl FnOnce(usize) -> bool,
         prefetch: Prefetch,
         sink: &mut S,
@@ -228,6 +238,7 @@ impl Space {
         if self.is_closed() {
             return Err(OnlineError::Closed);
         }
+        let keeper = keeper.into();
         let places = self.find_live(sessions, at.now, prefetch);
         let mut new: Vec<(&str, &str)> = sessions
             .iter()
@@ -250,12 +261,10 @@ impl Space {
                 self.live(&Lookup::default(), (user, session), at.now)
             };
             match place {
-                Some(id) => {
-                    self.set_lease(id, (user, session), lease, false, sink);
-                }
+                Some(id) => self.set_keeper(id, (user, session), keeper, sink),
                 None => {
                     let lookup = self.members.lookup(user.as_bytes(), prefetch);
-                    let came = self.come(at, &lookup, (user, session), lease, None, sink);
+                    let came = self.come(at, &lookup, (user, session), keeper, None, sink);
                     came_online += usize::from(came);
                 }
             }
@@ -273,22 +282,47 @@ impl Space {
         linger: u64,
         sink: &mut S,
     ) -> usize {
+        self.offline_owned(at, user, session, None, linger, sink)
+    }
+
+    /// The same, of the sessions that an owner has, where one is given.
+    pub fn offline_owned<S: Sink>(
+        &mut self,
+        at: ChangeCtx,
+        user: &str,
+        session: Option<&str>,
+        owner: Option<&Owner>,
+        linger: u64,
+        sink: &mut S,
+    ) -> usize {
         let lookup = self.members.lookup(user.as_bytes(), |_| {});
         self.end_lapsed(at, &lookup, user, sink);
         let mut was_here = false;
         if let Some(session) = session {
-            if let Some(id) = self.members.find(user.as_bytes(), session.as_bytes()) {
+            if let Some(id) = self.members.find(user.as_bytes(), session.as_bytes())
+                && self.is_of(id, owner)
+            {
                 was_here = true;
                 self.end_or_linger(at, id, linger, sink);
             }
         } else {
             for fingerprint in self.members.prints_of(user.as_bytes(), None) {
                 let Some(id) = self.members.find_print(fingerprint) else { continue };
+                if !self.is_of(id, owner) {
+                    continue;
+                }
                 was_here = true;
                 self.end_or_linger(at, id, linger, sink);
             }
         }
         usize::from(was_here && self.members.anchor(user.as_bytes()).is_none())
+    }
+
+    /// Whether a session has this owner, where one is asked for.
+    fn is_of(&self, id: u32, owner: Option<&Owner>) -> bool {
+        let Some(owner) = owner else { return true };
+        let current = self.members.lease(id).and_then(|lease| self.members.owner_of(lease));
+        current.is_some_and(|current| **current == *owner)
     }
 
     pub(super) fn end_or_linger<S: Sink>(
@@ -302,7 +336,8 @@ impl Space {
             self.end_session(at, id, Reason::Offline, sink);
         } else if let Some(session) = self.members.record(id).map(SessionRecordBuf::from) {
             let record = session.read();
-            let lease = record.lease().until().min(at.now.saturating_add(linger));
+            let until = self.members.until(record.lease());
+            let lease = until.min(at.now.saturating_add(linger));
             self.set_lease(id, (text(record.user()), text(record.session())), lease, true, sink);
         }
     }

@@ -101,6 +101,10 @@ fn write_session(out: &mut Vec<u8>, session: SessionRecord<'_>) {
         out.extend_from_slice(b",\"meta\":");
         out.extend_from_slice(meta);
     }
+    if let Some(owner) = session.owner() {
+        out.extend_from_slice(b",\"owner\":");
+        write_name(out, owner.as_bytes());
+    }
     out.push(b'}');
 }
 
@@ -133,7 +137,8 @@ mod tests {
     fn online(space: &mut Space, now: u64, who: (&str, &str), lease: u64, meta: Meta) {
         let at = ChangeCtx { space: b"room", now, limits: LIMITS };
         let meta = MetaChange::To(meta);
-        let request = OnlineRequest { who, lease, meta, condition: Condition::Always };
+        let request =
+            OnlineRequest { who, keeper: lease.into(), meta, condition: Condition::Always };
         space.online(at, &Lookup::default(), request, |_| true, &mut NullSink).unwrap();
     }
 

@@ -4,9 +4,11 @@
 use super::lines::PastLine;
 use super::record::{Lease, SessionRecordBuf};
 use super::{
-    ChangeCtx, Effect, Event, Gone, History, Kind, Lookup, Meta, Reason, SessionRecord, Sink,
-    Space, Timestamp, text,
+    ChangeCtx, Effect, Event, Gone, History, Keeper, Kind, Lookup, Meta, Reason, SessionRecord,
+    Sink, Space, Timestamp, text,
 };
+use crate::owners::Owner;
+use std::sync::Arc;
 
 impl Space {
     pub(super) fn event<S: Sink>(&mut self, at: ChangeCtx, mut event: Event<'_>, sink: &mut S) {
@@ -67,13 +69,30 @@ impl Space {
         at: ChangeCtx,
         lookup: &Lookup,
         (user, session): (&str, &str),
-        lease: Timestamp,
+        keeper: Keeper<'_>,
         meta: Meta,
         sink: &mut S,
     ) -> bool {
         self.begin_line_if_due(sink);
-        sink.effect(&Effect::Online { user, session, lease, at: at.now, meta });
-        let session = SessionRecordBuf::new(user, session, Lease::new(lease, false), at.now, meta);
+        let lease = match keeper {
+            Keeper::Lease(lease) => {
+                sink.effect(&Effect::Online { user, session, lease, at: at.now, meta });
+                Lease::new(lease, false)
+            }
+            Keeper::Owner(owner) => {
+                let (name, lease) = (owner.name(), owner.until());
+                sink.effect(&Effect::OwnedOnline {
+                    user,
+                    session,
+                    owner: name,
+                    lease,
+                    at: at.now,
+                    meta,
+                });
+                Lease::owned(self.members.slot_of(owner))
+            }
+        };
+        let session = SessionRecordBuf::new(user, session, lease, at.now, meta);
         let first = self.members.insert(lookup, session.read(), at.now);
         let kind = if first { Kind::Join } else { Kind::Add };
         self.session_event(at, kind, session.read(), None, sink);
@@ -110,6 +129,40 @@ impl Space {
     ) -> bool {
         sink.effect(&Effect::Lease { user, session, lease, lingering });
         self.members.set_lease(id, lease, lingering)
+    }
+
+    /// Gives a session to an owner. It changes nothing if the session is the owner's.
+    pub(super) fn set_owner<S: Sink>(
+        &mut self,
+        id: u32,
+        (user, session): (&str, &str),
+        owner: &Arc<Owner>,
+        sink: &mut S,
+    ) {
+        if let Some(current) = self.members.lease(id).and_then(|it| self.members.owner_of(it))
+            && current == owner
+        {
+            return;
+        }
+        sink.effect(&Effect::Own { user, session, owner: owner.name(), lease: owner.until() });
+        let slot = self.members.slot_of(owner);
+        self.members.set_owner(id, slot);
+    }
+
+    /// Says what keeps a session alive.
+    pub(super) fn set_keeper<S: Sink>(
+        &mut self,
+        id: u32,
+        who: (&str, &str),
+        keeper: Keeper<'_>,
+        sink: &mut S,
+    ) {
+        match keeper {
+            Keeper::Lease(lease) => {
+                self.set_lease(id, who, lease, false, sink);
+            }
+            Keeper::Owner(owner) => self.set_owner(id, who, owner, sink),
+        }
     }
 
     pub(super) fn update_meta<S: Sink>(
@@ -154,7 +207,7 @@ impl Space {
     pub(super) fn shut<S: Sink>(&mut self, at: ChangeCtx, until: Timestamp, sink: &mut S) {
         self.begin_line_if_due(sink);
         sink.effect(&Effect::Close { at: at.now, until });
-        sink.discard(Gone(std::mem::take(&mut self.members)));
+        sink.discard(Gone(self.members.take_all()));
         self.closed_until = until.max(1);
         let event = Event::new(self.epoch, at.space, Kind::Close, 0, at.now);
         self.event(at, event, sink);

@@ -48,6 +48,15 @@ pub fn schedule(db: i32, name: &[u8], due: u64) {
     with(|state| state.current.schedule(db, name, due));
 }
 
+/// The same, where the space is not due earlier.
+pub fn schedule_sooner(db: i32, name: &[u8], due: u64) {
+    with(|state| {
+        if state.current.due_of(db, name).is_none_or(|before| due < before) {
+            state.current.schedule(db, name, due);
+        }
+    });
+}
+
 pub fn forget(db: i32, name: &[u8]) {
     with(|state| state.current.forget(db, name));
 }

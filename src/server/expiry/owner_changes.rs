@@ -89,7 +89,6 @@ pub fn cut(ctx: Context, name: &str, until: u64, reason: Reason, now: u64) -> us
     sessions
 }
 
-#[allow(dead_code)]
 /// Tells others that an owner of the selected database, whose lease was over, has ended.
 pub fn ended(ctx: Context, owner: &Owner) {
     let lease = owner.lease();

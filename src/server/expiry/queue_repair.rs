@@ -55,6 +55,8 @@ struct Position {
 #[derive(Default)]
 struct Visited {
     db: i32,
+    /// This server decides what happens in its spaces.
+    decides: bool,
     keys: usize,
     repaired: u64,
 }
@@ -166,7 +168,7 @@ impl State {
         };
         let mut calls = keys.saturating_mul(CALLS_PER_KEY);
         let began = Instant::now();
-        let mut visited = Visited::default();
+        let mut visited = Visited { decides: ctx.is_primary(), ..Visited::default() };
         while visited.keys < keys && calls > 0 && began.elapsed() < SLICE {
             calls -= 1;
             let is_end = self.position.step(ctx, &mut visited);
@@ -259,7 +261,7 @@ unsafe extern "C" fn visit(
     let name = unsafe { Arg::from_raw(name) }.bytes();
     // SAFETY: a scan visits keys that have a value, each opened by the server. It runs in a timer, so
     // nothing else refers to the value.
-    if unsafe { key::repair(key, visited.db, name) } {
+    if unsafe { key::repair(key, visited.db, name, visited.decides) } {
         visited.repaired += 1;
         stats::QUEUE_REPAIRS.add(1);
     }

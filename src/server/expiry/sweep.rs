@@ -7,6 +7,8 @@
 
 use crate::server::blocking::blocked_clients;
 use crate::server::expiry::expiry_queue;
+use crate::server::expiry::owner_changes;
+use crate::server::expiry::owners;
 use crate::server::ffi::args::Arg;
 use crate::server::ffi::clock::Clock;
 use crate::server::ffi::context::{Called, Context, OwnedString};
@@ -75,7 +77,8 @@ pub fn arm(ctx: Context, now: u64) {
         return;
     }
     let look = expiry_queue::has_looks().then_some(now);
-    if let Some(due) = expiry_queue::next_due().into_iter().chain(look).min() {
+    let owner = owners::next_due().filter(|_| ctx.is_primary());
+    if let Some(due) = expiry_queue::next_due().into_iter().chain(look).chain(owner).min() {
         arm_for(ctx, now, due.max(rest_until(now)));
     }
 }
@@ -120,13 +123,34 @@ unsafe extern "C" fn tick(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
     } else if rest_until(ctx.now()) > 0 {
         expiry_queue::next_due()
     } else {
-        slice(ctx, sweep_first)
+        end_owners(ctx);
+        let next = slice(ctx, sweep_first);
+        next.into_iter().chain(owners::next_due()).min()
     };
     IN_TIMER.set(false);
     let next = next.into_iter().chain(more_to_find.then(|| ctx.now())).min();
     if let Some(due) = next {
         let now = ctx.now();
         arm_for(ctx, now, due.max(rest_until(now)));
+    }
+}
+
+/// Ends the owners whose leases are over. The spaces in which they had sessions are due: as many as half of the
+/// budget allows, and the others in the slices after this one.
+fn end_owners(ctx: Context) {
+    let ends = Instant::now() + Duration::from_micros(config::sweep_budget_us() / 2);
+    let now = ctx.now();
+    while Instant::now() < ends
+        && let Some((db, owner)) = owners::end_next_expired(now)
+    {
+        if ctx.select_db(db) {
+            owner_changes::ended(ctx, &owner);
+        }
+    }
+    while Instant::now() < ends
+        && let Some((db, name)) = owners::next_space()
+    {
+        expiry_queue::schedule_sooner(db, &name, now);
     }
 }
 

@@ -17,6 +17,9 @@ impl Error {
     pub const NOT_AN_INTEGER: Error =
         Error(Cow::Borrowed("ERR value is not an integer or out of range"));
     pub const CLOSED: Error = Error(Cow::Borrowed("CLOSED space is closed"));
+    pub const NO_OWNER: Error = Error(Cow::Borrowed(
+        "NOOWNER owner is not live on this node: PRESENCE.OWNER RENEW comes first",
+    ));
     pub const NO_MEMORY: Error =
         Error(Cow::Borrowed("OOM command not allowed when used memory > 'maxmemory'."));
 

@@ -4,6 +4,7 @@ use super::datatype;
 use super::key::{SpaceWriteGuard, Value};
 use crate::server::blocking::space_waits;
 use crate::server::expiry::expiry_queue;
+use crate::server::expiry::owners;
 use crate::server::ffi::clock::server_time;
 use crate::server::propagate::change_set::{self, ChangeSet};
 use presence_core::collections::hash_of;
@@ -77,6 +78,7 @@ impl<'a> SpaceWriteGuard<'a> {
         change_set.publish();
         let changed = change_set.has_events() || change_set.is_replaying();
         let (db, name) = (self.db, self.name);
+        owners::changed(db, name.bytes(), self.space());
         self.held().count();
         if change_set.has_events() {
             // It has begun its new line, if one was due, or whoever decides has not asked for it.

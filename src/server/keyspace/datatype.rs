@@ -2,7 +2,9 @@
 
 use crate::server::blocking::space_waits;
 use crate::server::expiry::expiry_queue;
+use crate::server::expiry::owners;
 use crate::server::ffi::args::Arg;
+use crate::server::ffi::clock::server_time;
 use crate::server::ffi::context::Context;
 use crate::server::keyspace::aux_data;
 use crate::server::keyspace::key_moves;
@@ -104,7 +106,7 @@ unsafe extern "C" fn rdb_load(io: *mut raw::RedisModuleIO, encoding: c_int) -> *
     // SAFETY: the server passed `io` to this callback.
     match unsafe { load(io, encoding, is_restore) } {
         Ok(held) => {
-            let held = Box::new(held);
+            let mut held = Box::new(held);
             if !is_restore {
                 expiry_queue::epoch_given(held.space.last_id().0);
             }
@@ -117,6 +119,9 @@ unsafe extern "C" fn rdb_load(io: *mut raw::RedisModuleIO, encoding: c_int) -> *
                 let name = unsafe { Arg::from_raw(name.cast_mut()) }.bytes();
                 let due = held.next_due(name);
                 expiry_queue::loading(db, name, due);
+                if !is_restore {
+                    owners::bind_loading(db, name, &mut held.space, server_time());
+                }
                 if is_restore {
                     key_moves::expect(db, name);
                 }
@@ -236,7 +241,7 @@ unsafe extern "C" fn digest(digest: *mut raw::RedisModuleDigest, value: *mut c_v
     let mut bytes = Vec::new();
     // SAFETY: the server passes a value of our type, which does not change meanwhile.
     let held = unsafe { value_of(value) };
-    held.space.dump(|effect| {
+    held.space.dump_for_digest(|effect| {
         bytes.clear();
         codec::encode(&mut bytes, effect);
         // SAFETY: a buffer with its length.
@@ -290,6 +295,7 @@ unsafe extern "C" fn unlink(ctx: *mut raw::RedisModuleKeyOptCtx, value: *const c
     let held = unsafe { value_of(value) };
     // It may only have been renamed.
     held.left_name();
+    owners::left(db, name, &held.space);
     let (epoch, _) = held.space.last_id();
     // Inside a transaction or script, a new space can begin at the moment at which that began.
     let now = crate::server::ffi::clock::earliest();

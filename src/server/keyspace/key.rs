@@ -2,9 +2,10 @@
 
 use crate::server::blocking::space_waits;
 use crate::server::expiry::expiry_queue;
+use crate::server::expiry::owners;
 use crate::server::expiry::sweep;
 use crate::server::ffi::args::Arg;
-use crate::server::ffi::clock::Clock;
+use crate::server::ffi::clock::{Clock, server_time};
 use crate::server::ffi::context::Context;
 use crate::server::ffi::error::Error;
 use crate::server::ffi::prefetch;
@@ -103,6 +104,7 @@ impl SpaceReadGuard {
         let value = unsafe { held.as_mut() };
         value.catch_up();
         let now = clock.now();
+        bind_owners(ctx, value, &key, name, now);
         // A closed space whose time is over is not there, whether or not a sweep has seen to it.
         let is_over = value.space.is_closed() && value.space.is_over(now);
         if value.space.advance(now) {
@@ -169,7 +171,9 @@ impl<'a> SpaceWriteGuard<'a> {
         };
         let Some(mut held) = key.value()? else { return Ok(None) };
         // SAFETY: as in `SpaceReadGuard::open`.
-        unsafe { held.as_mut() }.catch_up();
+        let value = unsafe { held.as_mut() };
+        value.catch_up();
+        bind_owners(ctx, value, &key, name, clock.now());
         Ok(Some(SpaceWriteGuard {
             ctx,
             name,
@@ -203,6 +207,18 @@ impl<'a> SpaceWriteGuard<'a> {
             value: Value::New(Box::new(SpaceValue::new(space))),
             key,
         })
+    }
+
+    /// The database of the key.
+    pub fn db(&self) -> i32 {
+        self.db
+    }
+
+    /// The space is an empty one from now on: who decides has begun anew.
+    pub fn begin_anew(&mut self) {
+        let (db, name) = (self.db, self.name);
+        owners::left(db, name.bytes(), self.space());
+        *self.space() = Space::new(0);
     }
 
     pub fn is_new(&self) -> bool {
@@ -289,31 +305,48 @@ impl<'a> SpaceWriteGuard<'a> {
     }
 }
 
+/// A space may be new to its database: its owners are those of this database, before anything is done with it.
+fn bind_owners(ctx: Context, value: &mut SpaceValue, key: &Opened, name: Arg<'_>, now: u64) {
+    if value.space.has_owners() {
+        let decides = ctx.is_primary() && !ctx.is_replaying();
+        owners::bind(key.db(), name.bytes(), &mut value.space, decides, now);
+    }
+}
+
 /// A key of our type that is due to be filed anew: it has come by RENAME, MOVE, COPY or RESTORE.
 pub fn arrived(ctx: Context, name: Arg<'_>) {
     let mode = raw::REDISMODULE_READ | raw::REDISMODULE_OPEN_KEY_NOTOUCH;
     let Some(key) = Opened::open(ctx, name, mode) else { return };
     let Ok(Some(mut held)) = key.value() else { return };
     // SAFETY: as in `SpaceReadGuard::open`.
-    unsafe { held.as_mut() }.arrived(key.db(), name.bytes());
+    let held = unsafe { held.as_mut() };
+    let decides = ctx.is_primary() && !ctx.is_replaying();
+    owners::arrived(key.db(), name.bytes(), &mut held.space, decides, ctx.now());
+    held.arrived(key.db(), name.bytes());
     space_waits::wake(key.db(), name.bytes());
     sweep::arm(ctx, ctx.now());
 }
 
-/// Files the space at an open key, if it is one that the expiry queue lacks. Returns whether it was.
+/// Files the space at an open key, if it is one that the expiry queue lacks. Returns whether it was. Its owners
+/// know it from then on in any case.
 ///
 /// # Safety
 /// The key is open and has a value, and nothing else refers to the value.
-pub unsafe fn repair(key: *mut raw::RedisModuleKey, db: i32, name: &[u8]) -> bool {
+pub unsafe fn repair(key: *mut raw::RedisModuleKey, db: i32, name: &[u8], decides: bool) -> bool {
     // SAFETY: the caller guarantees that the key is open.
     let kind = unsafe { api!(RedisModule_ModuleTypeGetType(key)) };
-    if kind != datatype::raw_type() || expiry_queue::has(db, name) {
+    if kind != datatype::raw_type() {
         return false;
     }
     // SAFETY: the key is open, and its value is of our type, so it is a `SpaceValue`. The caller
     // guarantees that this is the only reference.
     let held = unsafe { api!(RedisModule_ModuleTypeGetValue(key)).cast::<SpaceValue>().as_mut() };
     let Some(held) = held else { return false };
+    let now = server_time();
+    owners::arrived(db, name, &mut held.space, decides, now);
+    if expiry_queue::has(db, name) {
+        return false;
+    }
     held.arrived(db, name);
     // Nobody told of its coming, so who waits for it has not been told either.
     space_waits::wake(db, name);

@@ -119,7 +119,7 @@ mod tests {
             let lookup = Lookup::default();
             let (always, keep) = (Condition::Always, MetaChange::Keep);
             let request =
-                OnlineRequest { who: (&user, ""), lease: 9, meta: keep, condition: always };
+                OnlineRequest { who: (&user, ""), keeper: 9.into(), meta: keep, condition: always };
             let came = space.online(at, &lookup, request, |_| true, &mut NullSink);
             assert!(came.is_ok_and(|came| came == Some(1)));
             right += usize::from(is_foreseen(0, b"s", std::ptr::null(), &space));

@@ -5,15 +5,19 @@
 //! the sweep and replayed effects all go this way. A call can make thousands of events, so their
 //! texts are published and freed as soon as they take [`PUBLISHED_AT`] bytes.
 
+use crate::server::expiry::owners;
 use crate::server::ffi::args::Arg;
+use crate::server::ffi::clock::server_time;
 use crate::server::ffi::context::{Context, OwnedString};
 use crate::server::module::config::{self, ChannelMode};
 use crate::server::module::stats;
 use crate::server::propagate::propagation_targets;
 use presence_core::codec;
+use presence_core::owners::{Owner, OwnerLease};
 use presence_core::space::{Effect, Event, Gone, Kind, Reason, Retention, Sink};
 use std::cell::Cell;
 use std::ffi::CStr;
+use std::sync::Arc;
 
 /// The command by which effects travel.
 pub const APPLY: &CStr = c"PRESENCE._APPLY";
@@ -105,6 +109,8 @@ pub struct ChangeSet<'a> {
     held_for: u64,
     /// The epoch of the new line of history that the next event begins.
     new_line: Option<u64>,
+    /// The database of effects that were decided elsewhere or earlier.
+    replayed_db: i32,
 }
 
 impl<'a> ChangeSet<'a> {
@@ -115,8 +121,10 @@ impl<'a> ChangeSet<'a> {
     }
 
     /// For effects that were decided elsewhere or earlier.
-    pub fn replay() -> Self {
-        Self::begin(None, Retention { length: 0, ttl: 0 }, 0)
+    pub fn replay(db: i32) -> Self {
+        let mut change_set = Self::begin(None, Retention { length: 0, ttl: 0 }, 0);
+        change_set.replayed_db = db;
+        change_set
     }
 
     fn begin(publisher: Option<Publisher<'a>>, retention: Retention, held_for: u64) -> Self {
@@ -139,6 +147,7 @@ impl<'a> ChangeSet<'a> {
             may_grow: false,
             held_for,
             new_line: None,
+            replayed_db: 0,
         }
     }
 
@@ -272,6 +281,11 @@ impl Sink for ChangeSet<'_> {
 
     fn take_new_line(&mut self) -> Option<u64> {
         self.new_line.take()
+    }
+
+    fn owner(&mut self, name: &str, lease: OwnerLease) -> Option<Arc<Owner>> {
+        let is_replaying = self.is_replaying();
+        is_replaying.then(|| owners::refer(self.replayed_db, name, lease, server_time()))
     }
 
     fn lapsed(&mut self, ms_ago: u64) {

@@ -188,8 +188,9 @@ impl Members {
     /// The sessions of a user, newest first, each by what [`Self::find_print`] finds it by: their numbers
     /// change as some of them end. Only those that have expired at `expired_at`, where that is given.
     pub fn prints_of(&self, user: &[u8], expired_at: Option<Timestamp>) -> Vec<Fingerprint> {
-        let is_asked_for =
-            |record: &SessionRecord<'_>| expired_at.is_none_or(|now| !record.lease().is_live(now));
+        let is_asked_for = |record: &SessionRecord<'_>| {
+            expired_at.is_none_or(|now| !self.is_live(record.lease(), now))
+        };
         let fingerprint = |record: SessionRecord<'_>| {
             Lookup::default().fingerprint(record.user(), record.session())
         };
@@ -207,7 +208,7 @@ impl Members {
         };
         let is_lease_asked_for = |id: &u32| {
             let lease = self.lease(*id);
-            expired_at.is_none_or(|now| lease.is_some_and(|lease| !lease.is_live(now)))
+            expired_at.is_none_or(|now| lease.is_some_and(|lease| !self.is_live(lease, now)))
         };
         let ids = group.sessions().rev().filter(is_lease_asked_for);
         ids.filter_map(|id| self.blocks.fingerprint(id)).collect()
@@ -232,12 +233,13 @@ impl Members {
     /// Whether a session of the user has expired at `now`, to which the order has been advanced.
     pub fn has_expired(&self, lookup: &Lookup, user: &[u8], now: Timestamp) -> bool {
         if self.indexes.is_none() {
-            return self.few().any(|(_, it)| !it.is_live(now) && it.user() == user);
+            let mut few = self.few();
+            return few.any(|(_, it)| !self.is_live(it.lease(), now) && it.user() == user);
         }
         let anchor = self.anchor_by(lookup, user).and_then(|anchor| self.record(anchor));
         anchor.is_some_and(|anchor| match self.group(anchor) {
-            Some(group) => group.expired(now) > 0,
-            None => !anchor.is_live(now),
+            Some(group) => self.expired_in(group, now) > 0,
+            None => !self.is_live(anchor.lease(), now),
         })
     }
 }

@@ -37,7 +37,9 @@ impl<'a> User<'a> {
         let alone = (members.indexes.is_some() && group.is_none()).then_some(anchor);
         let several = group.into_iter().flat_map(Group::sessions);
         let several = several.filter_map(|id| members.record(id));
-        few.chain(alone).chain(several).filter(move |record| record.is_live(now))
+        let all = few.chain(alone).chain(several);
+        all.filter(move |record| members.is_live(record.lease(), now))
+            .map(move |record| members.shown(record))
     }
 }
 
@@ -61,10 +63,12 @@ impl Members {
 
     /// Everybody who is online at `now`. Costs no more where most of the sessions have expired.
     pub fn online(&self, now: Timestamp) -> impl Iterator<Item = User<'_>> {
-        let expired = self.indexes.as_ref().map_or(0, |it| it.leases.ending.expired(now).1);
-        let most_expired = expired * 2 > self.sessions();
+        let is_indexed = self.indexes.is_some();
+        let most_expired = is_indexed && self.expired(now).1 * 2 > self.sessions();
         let by_lease = self.indexes.iter().filter(move |_| most_expired);
         let by_lease = by_lease.flat_map(move |indexes| indexes.leases.live(now));
+        let owners = self.owners.iter().filter(move |_| most_expired);
+        let by_lease = by_lease.chain(owners.flat_map(|owners| owners.live_sessions()));
         let mut met = HashSet::new();
         let by_lease = by_lease.filter_map(move |id| self.user_of_live(id, now, &mut met));
         let all = (!most_expired).then(|| self.blocks.iter()).into_iter().flatten();
@@ -79,7 +83,7 @@ impl Members {
         now: Timestamp,
         met: &mut HashSet<u32>,
     ) -> Option<User<'_>> {
-        let record = self.record(id).filter(|record| record.is_live(now))?;
+        let record = self.record(id).filter(|record| self.is_live(record.lease(), now))?;
         let anchor = match self.group(record) {
             None => record,
             Some(group) if met.insert(record.group()) => self.record(group.anchor()?)?,
@@ -153,12 +157,22 @@ impl Members {
     pub(super) fn live_sessions(&self, anchor: SessionRecord<'_>, now: Timestamp) -> usize {
         if self.indexes.is_none() {
             let of_user = self.few().filter(|(_, it)| it.user() == anchor.user());
-            return of_user.filter(|(_, it)| it.is_live(now)).count();
+            return of_user.filter(|(_, it)| self.is_live(it.lease(), now)).count();
         }
         match self.group(anchor) {
-            Some(group) => group.len() - group.expired(now),
-            None => usize::from(anchor.is_live(now)),
+            Some(group) => group.len() - self.expired_in(group, now),
+            None => usize::from(self.is_live(anchor.lease(), now)),
         }
+    }
+
+    /// How many sessions of a group have expired.
+    pub(super) fn expired_in(&self, group: &Group, now: Timestamp) -> usize {
+        let is_live = |slot| {
+            let owner = self.owners.as_ref().and_then(|owners| owners.owner(slot));
+            owner.is_some_and(|owner| owner.is_live(now))
+        };
+        let of_owners = group.owners().filter(|(slot, _)| !is_live(*slot));
+        group.expired(now) + of_owners.map(|(_, count)| count).sum::<usize>()
     }
 
     /// When the user of a session came online.
