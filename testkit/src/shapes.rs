@@ -11,18 +11,20 @@ pub struct Session {
     pub joined_at: i64,
     pub expires_at: i64,
     pub meta: Option<String>,
+    pub owner: Option<String>,
 }
 
 impl Session {
     #[track_caller]
     pub fn parse(v: &Value) -> Session {
-        let [session, joined_at, expires_at, meta] =
-            fields(v, ["session", "joined_at", "expires_at", "meta"]);
+        let [session, joined_at, expires_at, meta, owner] =
+            fields(v, ["session", "joined_at", "expires_at", "meta", "owner"]);
         Session {
             session: bulk(session),
             joined_at: int_of(joined_at),
             expires_at: int_of(expires_at),
             meta: (*meta != Value::Nil).then(|| bulk(meta)),
+            owner: (*owner != Value::Nil).then(|| bulk(owner)),
         }
     }
 }

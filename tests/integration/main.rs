@@ -34,6 +34,7 @@ mod manual_settings;
 mod memory;
 mod messages;
 mod moves;
+mod owned_sessions;
 mod owner_commands;
 mod partitions;
 mod persistence;
