@@ -8,6 +8,7 @@ use crate::server::module::call::Call;
 use crate::server::module::command::{
     Access, ArgKind, ArgSpec, Command, Container, Spec, Subcommand, subcommand,
 };
+use crate::server::module::space_settings;
 use presence_core::space::Reason;
 
 pub struct Owner;
@@ -84,7 +85,7 @@ impl Command for Renew {
             return Err(Error::syntax("LINGER belongs to BIND, which is missing"));
         }
         let (ctx, now) = (call.ctx, call.now());
-        let lease = times.lease(now)?;
+        let lease = times.lease(now, || space_settings::lease_ttl_ms(None))?;
         let connection = match bind {
             None => None,
             Some(()) => Some(ctx.connection().ok_or_else(|| {
