@@ -10,6 +10,7 @@ mod news;
 mod offline;
 mod online;
 mod owner;
+mod owner_sessions;
 mod owners;
 mod parse;
 mod publish;

@@ -1,5 +1,6 @@
 //! `PRESENCE.OWNER`: owners, whose one lease stands for all sessions that they own.
 
+use super::owner_sessions::Sessions;
 use super::parse::{self, ExpiryArgs};
 use crate::server::expiry::{bonds, owner_changes, owners};
 use crate::server::ffi::args::set_once;
@@ -33,8 +34,12 @@ impl Container for Owner {
         tips: "",
         args: &[],
     };
-    const SUBCOMMANDS: &'static [Subcommand] =
-        &[subcommand::<Renew>(), subcommand::<End>(), subcommand::<List>()];
+    const SUBCOMMANDS: &'static [Subcommand] = &[
+        subcommand::<Renew>(),
+        subcommand::<End>(),
+        subcommand::<Sessions>(),
+        subcommand::<List>(),
+    ];
 }
 
 struct Renew;

@@ -36,6 +36,7 @@ mod messages;
 mod moves;
 mod owned_sessions;
 mod owner_commands;
+mod owner_sessions;
 mod partitions;
 mod persistence;
 mod propagation_targets;

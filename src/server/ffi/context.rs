@@ -7,6 +7,7 @@ use crate::server::module::core_commands::{self, DEL, PUBLISH, SPUBLISH, UNLINK}
 use redis_module::raw;
 use std::ffi::{CStr, c_int};
 use std::io::ErrorKind;
+use std::ptr::NonNull;
 
 /// The server's context of one call. It lives as long as that call, and is not kept.
 #[derive(Clone, Copy)]
@@ -40,6 +41,29 @@ impl Drop for OwnedString {
     fn drop(&mut self) {
         // SAFETY: made by `new`, freed once.
         unsafe { api!(RedisModule_FreeString(std::ptr::null_mut(), self.0)) }
+    }
+}
+
+/// The keys that the user of a call may read.
+pub struct ReadableKeys(Option<NonNull<raw::RedisModuleUser>>);
+
+impl ReadableKeys {
+    pub fn has(&self, key: Arg<'_>) -> bool {
+        let Some(user) = self.0 else { return true };
+        let access = raw::REDISMODULE_CMD_KEY_ACCESS as c_int;
+        // SAFETY: `readable_keys` asked for the pointer and got the user; the string lives through the call.
+        let checked =
+            unsafe { api!(RedisModule_ACLCheckKeyPermissions(user.as_ptr(), key.raw(), access)) };
+        checked == raw::REDISMODULE_OK as c_int
+    }
+}
+
+impl Drop for ReadableKeys {
+    fn drop(&mut self) {
+        if let Some(user) = self.0 {
+            // SAFETY: `readable_keys` asked for the pointer and got the user, which is freed once.
+            unsafe { api!(RedisModule_FreeModuleUser(user.as_ptr())) };
+        }
     }
 }
 
@@ -258,6 +282,28 @@ impl Context {
         // SAFETY: the format names a string of the server, which lives through the call.
         unsafe {
             api!(RedisModule_Replicate(self.0, command.as_ptr(), c"s".as_ptr(), payload.raw()));
+        }
+    }
+
+    /// What the user of this call may read; all, where the server does not say.
+    pub fn readable_keys(self) -> ReadableKeys {
+        let offered = offers!(RedisModule_GetCurrentUserName)
+            && offers!(RedisModule_GetModuleUserFromUserName)
+            && offers!(RedisModule_FreeModuleUser)
+            && offers!(RedisModule_ACLCheckKeyPermissions);
+        if !offered {
+            return ReadableKeys(None);
+        }
+        // SAFETY: the context is that of a command; the pointers have been asked for. The name is freed once;
+        // the user is ours until `ReadableKeys` is dropped.
+        unsafe {
+            let name = api!(RedisModule_GetCurrentUserName(self.0));
+            if name.is_null() {
+                return ReadableKeys(None);
+            }
+            let user = api!(RedisModule_GetModuleUserFromUserName(name));
+            api!(RedisModule_FreeString(self.0, name));
+            ReadableKeys(NonNull::new(user))
         }
     }
 
