@@ -12,7 +12,7 @@
 //! let limits = Limits {
 //!     sessions_per_user: 1024,
 //!     users: 0,
-//!     retention: Retention { length: 128, ttl: 60_000 },
+//!     retention: Retention::of_events(128, 60_000),
 //! };
 //! let now = 1_700_000_000_000;
 //! let at = ChangeCtx { space: b"lobby", now, limits };

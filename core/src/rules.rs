@@ -9,7 +9,7 @@
 //!   number of the rule until the rules or the name change.
 
 use crate::glob::Glob;
-use crate::space::{Limits, Retention, shown_name};
+use crate::space::{Limits, Retention, SeenLimits, shown_name};
 use std::fmt;
 
 /// The longest text of rules.
@@ -143,7 +143,11 @@ impl SpaceSettings {
     }
 
     pub fn retention(&self) -> Retention {
-        Retention { length: self.get(Setting::HistoryLength), ttl: self.get(Setting::HistoryTtlMs) }
+        Retention {
+            length: self.get(Setting::HistoryLength),
+            ttl: self.get(Setting::HistoryTtlMs),
+            seen: SeenLimits { ttl: self.seen_ttl_ms(), users: self.max_seen() },
+        }
     }
 
     pub fn limits(&self) -> Limits {
@@ -344,7 +348,7 @@ mod tests {
         let rules = Rules::parse(text).unwrap();
         assert_eq!(rules.len(), 4);
         let chat = of(&rules, "chat:a");
-        assert_eq!(chat.retention(), Retention { length: 0, ttl: 5 });
+        assert_eq!((chat.retention().length, chat.retention().ttl), (0, 5));
         assert_eq!((chat.lease_ttl_ms(), chat.limits().users), (30_000, 0), "the rest is global");
         let doc = of(&rules, "doc:1");
         assert_eq!((doc.lease_ttl_ms(), doc.user_channels()), (7, UserChannels::All));

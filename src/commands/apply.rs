@@ -54,7 +54,7 @@ fn apply(
 ) -> Result<(), Error> {
     let mut unbegun = key.is_new();
     // Each batch tells the settings under which it was made before they matter.
-    let mut retention = Retention { length: 0, ttl: 0 };
+    let mut retention = Retention::of_events(0, 0);
     for effect in codec::decode(batch) {
         let effect = effect.map_err(|error| Error::new(format!("the batch is {error}")))?;
         let begins = matches!(effect, Effect::Begin { .. });

@@ -82,6 +82,13 @@ pub enum Effect<'a> {
         since: Timestamp,
         meta: Option<&'a str>,
     },
+    /// Which users are remembered after the leaves of this batch: for how long (ms), and how many. If a batch does not
+    /// say so, nobody is.
+    KeepSeen { ttl: u64, users: u64 },
+    /// The users who left first are forgotten, so many of them. No event.
+    Forget { users: u64 },
+    /// Restores a user who left and is not back; who left first comes first.
+    Seen { user: &'a str, at: Timestamp, reason: Reason },
 }
 
 impl Effect<'_> {

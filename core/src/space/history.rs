@@ -9,7 +9,7 @@
 //! the events that follow it.
 
 use super::lines::{Lines, PastLine};
-use super::{Timestamp, allocated};
+use super::{SeenLimits, Timestamp, allocated};
 use std::collections::VecDeque;
 
 /// Events per page.
@@ -17,16 +17,23 @@ const PAGE: usize = 64;
 /// Maximum number of old events that one new event removes. The sweep removes the rest.
 const REMOVED_PER_PUSH: usize = 64;
 
-/// How much history a space keeps.
+/// How much of the past a space keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
     /// Events at most; 0 keeps none.
     pub length: u64,
     /// Age at most (ms); 0 keeps none.
     pub ttl: u64,
+    /// Which users are remembered after they have left.
+    pub seen: SeenLimits,
 }
 
 impl Retention {
+    /// Keeps events, and remembers nobody.
+    pub const fn of_events(length: u64, ttl: u64) -> Self {
+        Retention { length, ttl, seen: SeenLimits::NOBODY }
+    }
+
     fn keeps_none(self) -> bool {
         self.length == 0 || self.ttl == 0
     }
@@ -289,7 +296,7 @@ mod tests {
 
     #[test]
     fn keeps_the_last_and_the_young() {
-        let retention = Retention { length: 3, ttl: 10 };
+        let retention = Retention::of_events(3, 10);
         let mut history = History::default();
         for at in 0..5u64 {
             history.push(at, at.to_string().as_bytes(), retention);
@@ -304,14 +311,14 @@ mod tests {
         history.truncate_to(1);
         assert_eq!(texts(&history, 9), ["13"]);
         for at in 13..1013 {
-            history.push(at, b"x", Retention { length: 1000, ttl: 10_000 });
+            history.push(at, b"x", Retention::of_events(1000, 10_000));
         }
         let busy = history.heap_bytes();
         for _ in 0..20 {
             history.push(1013, b"x", retention);
         }
         assert!(history.heap_bytes() * 20 < busy, "{} of {busy}", history.heap_bytes());
-        history.push(13, b"none", Retention { length: 0, ttl: 10 });
+        history.push(13, b"none", Retention::of_events(0, 10));
         assert_eq!((history.len(), history.heap_bytes()), (0, History::default().heap_bytes()));
     }
 
@@ -349,7 +356,7 @@ mod tests {
             let (mut history, mut model) = (History::default(), Model::default());
             let mut n = 0;
             for (now, length, ttl, what, times) in steps {
-                let retention = Retention { length, ttl };
+                let retention = Retention::of_events(length, ttl);
                 for i in 0..times {
                     n += 1;
                     let text = n.to_string();
@@ -394,7 +401,7 @@ mod tests {
 
     #[test]
     fn one_event_removes_a_bounded_number_of_old_ones() {
-        let long = Retention { length: 100_000, ttl: 1000 };
+        let long = Retention::of_events(100_000, 1000);
         let mut history = History::default();
         for _ in 0..10_000 {
             history.push(1, b"old", long);

@@ -17,10 +17,12 @@ mod members;
 mod model;
 mod owned;
 mod owners_of_space;
+mod past;
 mod read;
 mod record;
 mod replay;
 mod requests;
+mod seen;
 mod session_store;
 mod space_json;
 mod sweep;
@@ -31,13 +33,17 @@ pub use error::{ApplyError, OnlineError};
 pub use event::{Event, Kind, Reason, shown as shown_name};
 pub use history::{History, Retention};
 pub use members::{Lookup, OutOfTime, SpaceLayout, User};
+pub use past::Seen;
 pub use record::SessionRecord;
+pub use seen::SeenLimits;
 pub use space_json::SpaceHead;
 
 use crate::collections::allocated;
 use crate::owners::Owner;
 use members::Members;
 use std::sync::Arc;
+use past::Past;
+use seen::SeenUsers;
 
 /// Unix time in milliseconds.
 pub type Timestamp = u64;
@@ -69,12 +75,20 @@ pub fn message_bytes(message: &str) -> usize {
     EVENT_BYTES + if is_long { event::text_len(message.as_bytes()) } else { message.len() }
 }
 
-/// The members of a space that has ended, to be freed.
-pub struct Gone(Members);
+/// The members of a space that has ended, and the users that it remembered, to be freed.
+pub struct Gone {
+    members: Members,
+    seen: Option<Box<SeenUsers>>,
+}
 
 impl Gone {
-    pub fn sessions(&self) -> usize {
-        self.0.sessions()
+    /// How many sessions and users there are to free.
+    pub fn len(&self) -> usize {
+        self.members.sessions() + self.seen.as_ref().map_or(0, |seen| seen.len())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 
@@ -155,7 +169,7 @@ pub struct Space {
     closed_until: Timestamp,
     members: Members,
     /// Absent while it is empty, as it is in most spaces most of the time.
-    history: Option<Box<History>>,
+    past: Option<Box<Past>>,
 }
 
 /// A stored name as text. Names are checked when they come in.
@@ -171,7 +185,7 @@ fn event_seq(event: &[u8]) -> Option<u64> {
 impl Space {
     /// An empty space whose ids begin with `epoch`.
     pub fn new(epoch: u64) -> Self {
-        Space { epoch, seq: 0, closed_until: 0, members: Members::default(), history: None }
+        Space { epoch, seq: 0, closed_until: 0, members: Members::default(), past: None }
     }
 
     /// Tells `sink` that the space began; the first thing it hears of a new space.

@@ -138,6 +138,8 @@ struct ModelOwner {
 struct Model {
     sessions: BTreeMap<(String, String), ModelSession>,
     since: BTreeMap<String, u64>,
+    /// Who left and is not back, with the time and the reason; who left first comes first.
+    seen: Vec<(String, u64, String)>,
     events: Vec<serde_json::Value>,
     epoch: u64,
     /// Whether the next event begins a new line of history.
@@ -250,6 +252,7 @@ impl Model {
         let first = !self.has(user);
         if first {
             self.since.insert(user.into(), now);
+            self.seen.retain(|(other, ..)| other != user);
         }
         let state = ModelSession { lease, joined_at: now, meta, lingering: false, owner: None };
         self.sessions.insert((user.into(), session.into()), state.clone());
@@ -260,6 +263,10 @@ impl Model {
     fn end(&mut self, user: &str, session: &str, now: u64, reason: &str) {
         let state = self.sessions.remove(&(user.into(), session.into())).unwrap();
         let kind = if self.has(user) { "remove" } else { "leave" };
+        if kind == "leave" {
+            self.seen.push((user.into(), now, reason.into()));
+            self.seen.drain(..self.seen.len().saturating_sub(RETENTION.seen.users as usize));
+        }
         let mut details = Self::details(&state);
         details["reason"] = reason.into();
         self.note(kind, user, session, now, details);
@@ -303,16 +310,20 @@ impl Sink for Heard {
 }
 
 fn limits() -> Limits {
-    let retention = Retention { length: 0, ttl: 0 };
+    let retention = Retention::of_events(0, 0);
     Limits { sessions_per_user: 1024, users: 0, retention }
 }
 
-const RETENTION: Retention = Retention { length: 20, ttl: 60 };
+const RETENTION: Retention =
+    Retention { length: 20, ttl: 60, seen: SeenLimits { ttl: 40, users: 5 } };
 
 fn dump(space: &Space) -> (String, BTreeSet<String>) {
     let (mut head, mut rest) = (String::new(), BTreeSet::new());
     space.dump_for_digest(|effect| match effect {
-        Effect::Begin { .. } | Effect::Event { .. } => head += &format!("{effect:?}"),
+        // Their order counts.
+        Effect::Begin { .. } | Effect::Event { .. } | Effect::Seen { .. } => {
+            head += &format!("{effect:?}");
+        }
         other => {
             rest.insert(format!("{other:?}"));
         }
@@ -328,7 +339,7 @@ fn reload(space: &Space) -> Space {
     for effect in codec::decode(&bytes) {
         let effect = effect.unwrap();
         back.restore(&effect).unwrap();
-        if matches!(effect, Effect::Session { .. }) {
+        if matches!(effect, Effect::Session { .. } | Effect::Seen { .. }) {
             // Nobody is there twice, whatever a file says.
             back.restore(&effect).unwrap_err();
         }
@@ -427,6 +438,36 @@ fn compare(space: &mut Space, model: &Model, now: u64) {
         assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), seen);
     }
     assert!(space.user("nobody", now).is_none());
+}
+
+/// What the space says of each user, and of one whom it does not know, is what the model says.
+fn compare_seen(space: &mut Space, model: &Model, now: u64) {
+    space.advance(now);
+    for user in (0..13).map(|n| format!("user{n}")) {
+        let mine = || model.sessions.iter().filter(|((other, _), _)| *other == user);
+        let live = mine().filter(|(_, state)| state.lease > now).count();
+        let seen = space.seen(&user, now, RETENTION);
+        if live > 0 {
+            assert_eq!(seen, Some(Seen { sessions: live, at: now, reason: None }));
+            continue;
+        }
+        let lapsed = mine().map(|(_, state)| state.lease).max();
+        let left = model.seen.iter().find(|(other, ..)| *other == user);
+        // A user who has lapsed cannot have left as well.
+        assert!(lapsed.is_none() || left.is_none());
+        let at = lapsed.or(left.map(|(_, at, _)| *at)).filter(|at| at + RETENTION.seen.ttl > now);
+        assert_eq!(seen.map(|seen| (seen.sessions, seen.at)), at.map(|at| (0, at)), "{user}");
+        let reason = seen.and_then(|seen| seen.reason).map(|reason| format!("{reason:?}"));
+        let reason = reason.unwrap_or_default().to_lowercase();
+        let is_right = match left {
+            Some((_, _, left)) => reason == *left,
+            // Of two sessions that end at one time, either is the last.
+            None => mine()
+                .filter(|(_, state)| Some(state.lease) == lapsed)
+                .any(|(_, state)| reason == if state.lingering { "offline" } else { "timeout" }),
+        };
+        assert!(seen.is_none() || is_right, "{user} {reason}");
+    }
 }
 
 /// What the space says of each id that was ever given out, and of some that never were, follows
@@ -626,6 +667,7 @@ proptest! {
                     }
                     prop_assert!(model.sessions.values().all(|state| model.is_live(state, now)));
                     model.sessions.clear();
+                    model.seen.clear();
                     let id = model.next_id(now);
                     model.events.push(serde_json::json!(
                         {"id": id, "space": "lobby", "type": "close", "users": 0, "at": now}));
@@ -804,6 +846,11 @@ proptest! {
             compare_gaps(&space, &model, &given, now);
             compare_owners(&mut space, &mut owners, &model);
             compare_owners(&mut replica, &mut owners_there, &model);
+            compare_seen(&mut space, &model, now);
+            compare_seen(&mut replica, &model, now);
+            // Whoever is remembered keeps the space.
+            let is_remembered = model.seen.iter().any(|(_, at, _)| at + RETENTION.seen.ttl > now);
+            prop_assert!(!is_remembered || !space.is_spent(now, RETENTION));
             // No lease ends before the space says that there may be something to do.
             let of_owners = model.sessions.values().filter(|state| state.owner.is_some());
             if of_owners.clone().any(|state| !model.is_live(state, now)) {
@@ -834,6 +881,7 @@ proptest! {
         prop_assert_eq!(space.members.heap_bytes(), 0);
         // … and its history, which no sweep had trimmed in between.
         now += RETENTION.ttl;
+        prop_assert!(space.next_due(RETENTION) <= now);
         space.sweep(ChangeCtx { now, ..at }, &mut NullSink, &mut || true);
         prop_assert!(space.is_spent(now, RETENTION));
     }
@@ -1120,10 +1168,13 @@ proptest! {
         }
         let mut replica = space.clone();
         for (now, what, length, ttl) in steps {
-            let retention = Retention { length, ttl };
+            // Who is remembered changes as well.
+            let seen = SeenLimits { ttl: ttl % 7 * 5, users: length % 3 };
+            let retention = Retention { length, ttl, seen };
             let limits = Limits { sessions_per_user: 9, users: 0, retention };
             let at = ChangeCtx { space: b"s", now, limits };
             heard.effect(&Effect::Keep { length, ttl });
+            heard.effect(&Effect::KeepSeen { ttl: seen.ttl, users: seen.users });
             match what {
                 0 => {
                     let list = [("a", ""), ("b", ""), ("c", "")];
@@ -1174,7 +1225,7 @@ fn metadata_of_a_session_that_ends_soon_moves_it_with_its_mark() {
     let long = format!("\"{}\"", "x".repeat(2000));
     for meta in [Some("1"), Some(&*long), None] {
         let update = Effect::Update { user: "user7", session: "", at: 1100, meta };
-        space.apply(b"s", &update, &mut Retention { length: 0, ttl: 0 }, &mut NullSink).unwrap();
+        space.apply(b"s", &update, &mut Retention::of_events(0, 0), &mut NullSink).unwrap();
         space.advance(1499);
         assert_eq!(space.counts(1499), (20, 20));
         space.advance(1500);

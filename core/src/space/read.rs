@@ -2,6 +2,7 @@
 
 use super::lines::PastLine;
 use super::members::PREFETCH_BATCH;
+use super::seen::SeenUsers;
 use super::{
     Effect, History, Lookup, Prefetch, Reason, Retention, Space, SpaceLayout, Timestamp, User, text,
 };
@@ -93,7 +94,7 @@ impl Space {
     }
 
     pub fn history(&self) -> Option<&History> {
-        self.history.as_deref()
+        self.past.as_ref().map(|past| &past.history)
     }
 
     /// How many of the newest events are kept at `now`.
@@ -147,12 +148,14 @@ impl Space {
         (!is_known || since > kept, events.into_iter().flatten().map(|(_, text)| text))
     }
 
-    /// Nobody is here and nothing is kept: the key can go.
+    /// Nobody is here or remembered, and nothing is kept: the key can go.
     pub fn is_spent(&self, now: Timestamp, retention: Retention) -> bool {
         if self.is_closed() {
             return self.is_over(now);
         }
-        self.members.sessions() == 0 && self.kept_events(now, retention) == 0
+        self.members.sessions() == 0
+            && self.kept_events(now, retention) == 0
+            && self.remembered().is_none_or(|seen| seen.is_over(now, retention.seen))
     }
 
     /// The moment from which a sweep may find something to do; 0 is at once.
@@ -165,14 +168,13 @@ impl Space {
         }
         let lease = self.members.next_due();
         let history = self.history().and_then(|history| history.ends_at(retention));
-        lease.into_iter().chain(history).min().unwrap_or(0)
+        let seen = self.remembered().map(|seen| seen.next_due(retention.seen));
+        lease.into_iter().chain(history).chain(seen).min().unwrap_or(0)
     }
 
     /// Bytes on the heap, in constant time.
     pub fn heap_bytes(&self) -> usize {
-        let history =
-            self.history().map_or(0, |history| size_of::<History>() + history.heap_bytes());
-        self.members.heap_bytes() + history
+        self.members.heap_bytes() + self.past_bytes()
     }
 
     /// The owners first, then the sessions. The sessions of an owner that has ended end with a lease of their own.
@@ -254,6 +256,9 @@ impl Space {
         let history = self.history().into_iter();
         for (at, event) in history.flat_map(|history| history.newest(history.live())) {
             tell(&Effect::Event { at, text: text(event) });
+        }
+        for (user, at, reason) in self.remembered().into_iter().flat_map(SeenUsers::iter) {
+            tell(&Effect::Seen { user: text(user), at, reason });
         }
     }
 }

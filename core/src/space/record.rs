@@ -14,7 +14,7 @@
 //! [`super::members`] are in the lease's place. One of a few that came when its user was here already,
 //! and is the oldest by now, has in `since` when the user came.
 
-use super::{Meta, Timestamp};
+use super::{Meta, Reason, Timestamp};
 
 const LEASE: usize = 0;
 const GROUP: usize = 0;
@@ -102,6 +102,11 @@ impl Lease {
     /// Live at `now`: it ends later than that. Of a session that has no owner.
     pub fn is_live(self, now: Timestamp) -> bool {
         self.until() > now
+    }
+
+    /// Why the session ends with it.
+    pub fn reason(self) -> Reason {
+        if self.is_lingering() { Reason::Offline } else { Reason::Timeout }
     }
 
     /// If it ends now, that is not a timeout but what was asked for.

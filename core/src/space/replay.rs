@@ -5,7 +5,7 @@ use super::members::Members;
 use super::record::{Lease, SessionRecordBuf};
 use super::{
     ApplyError, ChangeCtx, Effect, Keeper, Limits, Lookup, MAX_ID_NUMBER, MAX_NAME_BYTES,
-    MAX_TIMESTAMP, Reason, Retention, Sink, Space, event, event_seq,
+    MAX_TIMESTAMP, Reason, Retention, SeenLimits, Sink, Space, event, event_seq,
 };
 use crate::owners::{MAX_OWNER_BYTES, Owner, OwnerLease};
 use std::sync::Arc;
@@ -27,7 +27,8 @@ impl Space {
         };
         self.check(effect)?;
         match *effect {
-            Effect::Keep { length, ttl } => *retention = Retention { length, ttl },
+            Effect::Keep { length, ttl } => (retention.length, retention.ttl) = (length, ttl),
+            Effect::KeepSeen { ttl, users } => retention.seen = SeenLimits { ttl, users },
             Effect::Online { user, session, lease, at: now, meta } => {
                 if find(&self.members, user, session).is_ok() {
                     return Err(ApplyError("session is there already"));
@@ -91,6 +92,9 @@ impl Space {
             Effect::Trim { keep } => {
                 self.trim(usize::try_from(keep).unwrap_or(usize::MAX), sink);
             }
+            Effect::Forget { users } => {
+                self.forget_first(usize::try_from(users).unwrap_or(usize::MAX), sink);
+            }
             Effect::NewLine { epoch } => {
                 if epoch <= self.epoch {
                     return Err(ApplyError("the new line has an epoch that is not later"));
@@ -102,6 +106,7 @@ impl Space {
             | Effect::Event { .. }
             | Effect::PastLine { .. }
             | Effect::OwnedSession { .. }
+            | Effect::Seen { .. }
             | Effect::LineDue => {
                 self.restore(effect)?;
                 sink.effect(effect);
@@ -115,12 +120,13 @@ impl Space {
         self.check(effect)?;
         match *effect {
             Effect::Begin { epoch, seq, closed_until } => {
-                if self.seq > 0 || self.members.sessions() > 0 || self.history.is_some() {
+                if self.seq > 0 || self.members.sessions() > 0 || self.past.is_some() {
                     return Err(ApplyError("space is there already"));
                 }
                 (self.epoch, self.seq, self.closed_until) = (epoch, seq, closed_until);
             }
             Effect::Session { user, session, lease, joined_at, since, lingering, meta } => {
+                self.forget_back(user.as_bytes());
                 let lookup = self.members.lookup(user.as_bytes(), |_| {});
                 let lease = Lease::new(lease, lingering);
                 let packed = SessionRecordBuf::new(user, session, lease, joined_at, meta);
@@ -148,12 +154,13 @@ impl Space {
                 }
             }
             Effect::Event { at, text } => {
-                let history = self.history.get_or_insert_default();
+                let last_seq = self.seq;
+                let history = &mut self.past_mut().history;
                 // The ids have no holes, and the last event has the last id.
                 let before = history.newest(1).next().and_then(|(_, text)| event_seq(text));
                 let seq = event_seq(text.as_bytes()).unwrap_or(0);
                 if !event::is_event(text)
-                    || !(1..=self.seq).contains(&seq)
+                    || !(1..=last_seq).contains(&seq)
                     || before.is_some_and(|before| before + 1 != seq)
                 {
                     return Err(ApplyError("an event is malformed, or its id does not fit"));
@@ -169,7 +176,14 @@ impl Space {
                 if !follows || !fits {
                     return Err(ApplyError("a past line of history does not fit"));
                 }
-                self.history.get_or_insert_default().add_line(PastLine { epoch, first, last });
+                self.past_mut().history.add_line(PastLine { epoch, first, last });
+            }
+            Effect::Seen { user, at, reason } => {
+                let is_here = self.members.anchor(user.as_bytes()).is_some();
+                let seen = self.past_mut().seen.get_or_insert_default();
+                if is_here || !seen.insert(user.as_bytes(), at, reason) {
+                    return Err(ApplyError("a user is remembered who is here, or twice"));
+                }
             }
             // Whoever holds the space takes note of it.
             Effect::LineDue => {}
@@ -181,7 +195,7 @@ impl Space {
     /// Ends the restoring of a snapshot. Returns whether its last event was there.
     pub fn end_restore(&mut self) -> bool {
         self.members.tidy_slots();
-        if let Some(history) = &mut self.history {
+        if let Some(history) = self.history_mut() {
             history.put_in_order();
         }
         let newest = self.history().and_then(|history| history.newest(1).next());
@@ -220,11 +234,14 @@ impl Space {
             Effect::Update { at, .. }
             | Effect::Offline { at, .. }
             | Effect::Message { at, .. }
-            | Effect::Event { at, .. } => [at, 0, 0],
+            | Effect::Event { at, .. }
+            | Effect::Seen { at, .. } => [at, 0, 0],
             Effect::Grace { until } => [until, 0, 0],
             Effect::Close { at, until } => [at, until, 0],
             Effect::Session { lease, joined_at, since, .. } => [lease, joined_at, since],
             Effect::Keep { .. }
+            | Effect::KeepSeen { .. }
+            | Effect::Forget { .. }
             | Effect::Trim { .. }
             | Effect::NewLine { .. }
             | Effect::PastLine { .. }
@@ -250,6 +267,7 @@ impl Space {
             | Effect::Own { user, session, .. }
             | Effect::OwnedSession { user, session, .. }
             | Effect::Session { user, session, .. } => (user, session),
+            Effect::Seen { user, .. } => (user, ""),
             _ => return Ok(()),
         };
         if user.is_empty() || user.len() > MAX_NAME_BYTES || session.len() > MAX_NAME_BYTES {

@@ -45,12 +45,7 @@ impl Space {
             return;
         };
         sink.lapsed(at.now.saturating_sub(self.members.until(lease)));
-        let reason = match self.members.owner_of(lease) {
-            Some(owner) => owner.reason(),
-            None if lease.is_lingering() => Reason::Offline,
-            None => Reason::Timeout,
-        };
-        self.end_session(at, id, reason, sink);
+        self.end_session(at, id, self.members.reason(lease), sink);
     }
 
     /// An estimate of the bytes that sessions which are not there yet will take, with their events.

@@ -4,6 +4,8 @@ use super::{ChangeCtx, OutOfTime, Sink, Space, SweepProgress, Timestamp};
 
 /// A sweep asks whether there is time left after so many events that it removed from a history.
 const TRIMMED_AT_ONCE: usize = 64;
+/// The same after so many users whom it forgot.
+const FORGOTTEN_AT_ONCE: usize = 64;
 
 impl Space {
     /// Ends the sessions whose leases are over and lets go of a history whose time is over, for
@@ -31,6 +33,9 @@ impl Space {
         if !self.sweep_history(at, sink, may_go_on) {
             return SweepProgress { ended, more: true };
         }
+        if !self.sweep_seen(at, sink, may_go_on) {
+            return SweepProgress { ended, more: true };
+        }
         SweepProgress { ended, more: !self.tidy(at.now, may_go_on) }
     }
 
@@ -54,7 +59,7 @@ impl Space {
         }
         while length > keep {
             length = length.saturating_sub(TRIMMED_AT_ONCE).max(keep);
-            if let Some(history) = &mut self.history {
+            if let Some(history) = self.history_mut() {
                 history.truncate_to(length);
             }
             if length > keep && !may_go_on() {
@@ -63,6 +68,31 @@ impl Space {
         }
         self.trim(length, sink);
         length == keep
+    }
+
+    /// Forgets the users who are not remembered any longer. Returns whether there was time for all of them.
+    pub(super) fn sweep_seen<S: Sink>(
+        &mut self,
+        at: ChangeCtx,
+        sink: &mut S,
+        may_go_on: &mut impl FnMut() -> bool,
+    ) -> bool {
+        let limits = at.limits.retention.seen;
+        // A spent space is deleted as a whole, in the background.
+        if self.is_closed() || self.is_spent(at.now, at.limits.retention) {
+            return true;
+        }
+        loop {
+            let Some(seen) = self.remembered() else { return true };
+            if !seen.has_excess(at.now, limits) {
+                return true;
+            }
+            let users = seen.excess(at.now, limits, FORGOTTEN_AT_ONCE);
+            self.forget_first(users, sink);
+            if !may_go_on() {
+                return self.remembered().is_none_or(|seen| !seen.has_excess(at.now, limits));
+            }
+        }
     }
 
     /// Sorts the leases that end soon, for as long as `may_go_on`: the part of a sweep that ends nothing.

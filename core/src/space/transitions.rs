@@ -10,6 +10,9 @@ use super::{
 use crate::owners::Owner;
 use std::sync::Arc;
 
+/// A space that must not grow forgets so many users before it looks again.
+const FORGOTTEN_AT_ONCE: usize = 64;
+
 impl Space {
     pub(super) fn event<S: Sink>(&mut self, at: ChangeCtx, mut event: Event<'_>, sink: &mut S) {
         self.seq = self.seq.saturating_add(1);
@@ -17,12 +20,11 @@ impl Space {
         let mut text = Vec::with_capacity(192 + event.meta.map_or(0, <[u8]>::len));
         event.write_json(&mut text);
         sink.event(&event, &text);
-        let history = self.history.get_or_insert_default();
+        let seq = self.seq;
+        let history = &mut self.past_mut().history;
         history.push(at.now, &text, at.limits.retention);
-        history.forget_lines(self.seq);
-        if history.is_empty() {
-            self.history = None;
-        }
+        history.forget_lines(seq);
+        self.free_empty_history();
     }
 
     /// Begins a new line of history before the first event after a load or a promotion. Each
@@ -38,7 +40,7 @@ impl Space {
         let (first, last) = (self.line_begins(), self.seq);
         if first <= last {
             let line = PastLine { epoch: self.epoch, first, last };
-            self.history.get_or_insert_default().add_line(line);
+            self.past_mut().history.add_line(line);
         }
         self.epoch = epoch;
     }
@@ -94,6 +96,9 @@ impl Space {
         };
         let session = SessionRecordBuf::new(user, session, lease, at.now, meta);
         let first = self.members.insert(lookup, session.read(), at.now);
+        if first {
+            self.forget_back(user.as_bytes());
+        }
         let kind = if first { Kind::Join } else { Kind::Add };
         self.session_event(at, kind, session.read(), None, sink);
         first
@@ -115,6 +120,9 @@ impl Space {
             at: at.now,
             reason,
         });
+        if last {
+            self.remember(record.user(), at.now, reason, at.limits.retention.seen);
+        }
         let kind = if last { Kind::Leave } else { Kind::Remove };
         self.session_event(at, kind, record, Some(reason), sink);
     }
@@ -207,7 +215,8 @@ impl Space {
     pub(super) fn shut<S: Sink>(&mut self, at: ChangeCtx, until: Timestamp, sink: &mut S) {
         self.begin_line_if_due(sink);
         sink.effect(&Effect::Close { at: at.now, until });
-        sink.discard(Gone(self.members.take_all()));
+        let seen = self.past.as_mut().and_then(|past| past.seen.take());
+        sink.discard(Gone { members: self.members.take_all(), seen });
         self.closed_until = until.max(1);
         let event = Event::new(self.epoch, at.space, Kind::Close, 0, at.now);
         self.event(at, event, sink);
@@ -215,26 +224,28 @@ impl Space {
 
     pub(super) fn trim<S: Sink>(&mut self, keep: usize, sink: &mut S) {
         sink.effect(&Effect::Trim { keep: keep as u64 });
-        if let Some(history) = &mut self.history {
+        let seq = self.seq;
+        if let Some(history) = self.history_mut() {
             history.truncate_to(keep);
-            history.forget_lines(self.seq);
-            if history.is_empty() {
-                self.history = None;
-            }
+            history.forget_lines(seq);
         }
+        self.free_empty_history();
     }
 
-    /// Removes the oldest events until the space takes no more than so many bytes on the heap, or no
-    /// event is left.
+    /// Removes the oldest events until the space takes no more than so many bytes on the heap, and then forgets the
+    /// users who left first.
     pub fn trim_to_bytes<S: Sink>(&mut self, bytes: usize, sink: &mut S) {
         let mut length = self.history().map_or(0, History::len);
         while length > 0 && self.heap_bytes() > bytes {
             length -= 1;
-            if let Some(history) = &mut self.history {
+            if let Some(history) = self.history_mut() {
                 history.truncate_to(length);
             }
         }
         self.trim(length, sink);
+        while self.stored_seen() > 0 && self.heap_bytes() > bytes {
+            self.forget_first(FORGOTTEN_AT_ONCE.min(self.stored_seen()), sink);
+        }
     }
 
     /// A lease that is live now was so when the server went down or its primary was lost; nobody

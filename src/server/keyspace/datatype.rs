@@ -273,7 +273,7 @@ unsafe extern "C" fn free_effort(_: *mut raw::RedisModuleKeyOptCtx, value: *cons
     let space = &unsafe { value_of(value) }.space;
     let (_, sessions) = space.stored();
     // 0 would mean that the effort is not worth knowing and always left to the background.
-    1 + sessions + space.history().map_or(0, |history| history.len())
+    1 + sessions + space.stored_seen() + space.history().map_or(0, |history| history.len())
 }
 
 /// The key is no longer in the keyspace under this name: deleted, expired, evicted, renamed,

@@ -210,8 +210,13 @@ fn find_databases(ctx: Context) {
 }
 
 /// With these settings, a space is due at another time than before: how their names begin.
-const CHANGES_DUES: [&[u8]; 4] =
-    [b"presence.history-", b"presence.rules", b"presence.digest-", b"presence.seen-"];
+const CHANGES_DUES: [&[u8]; 5] = [
+    b"presence.history-",
+    b"presence.rules",
+    b"presence.digest-",
+    b"presence.seen-",
+    b"presence.max-seen",
+];
 
 /// Spaces are due at other times if settings change.
 unsafe extern "C" fn on_config(

@@ -14,7 +14,7 @@ use crate::server::module::stats;
 use crate::server::propagate::propagation_targets;
 use presence_core::codec;
 use presence_core::owners::{Owner, OwnerLease};
-use presence_core::space::{Effect, Event, Gone, Kind, Reason, Retention, Sink};
+use presence_core::space::{Effect, Event, Gone, Kind, Reason, Retention, SeenLimits, Sink};
 use std::cell::Cell;
 use std::ffi::CStr;
 use std::sync::Arc;
@@ -122,7 +122,7 @@ impl<'a> ChangeSet<'a> {
 
     /// For effects that were decided elsewhere or earlier.
     pub fn replay(db: i32) -> Self {
-        let mut change_set = Self::begin(None, Retention { length: 0, ttl: 0 }, 0);
+        let mut change_set = Self::begin(None, Retention::of_events(0, 0), 0);
         change_set.replayed_db = db;
         change_set
     }
@@ -234,8 +234,12 @@ impl Sink for ChangeSet<'_> {
             return;
         }
         if effect.makes_event() && !self.keep_told {
-            let Retention { length, ttl } = self.retention;
+            let Retention { length, ttl, seen: SeenLimits { ttl: seen_ttl, users } } =
+                self.retention;
             codec::encode(&mut self.batch, &Effect::Keep { length, ttl });
+            if !self.retention.seen.keeps_none() {
+                codec::encode(&mut self.batch, &Effect::KeepSeen { ttl: seen_ttl, users });
+            }
             self.keep_told = true;
         }
         match effect {
@@ -273,7 +277,7 @@ impl Sink for ChangeSet<'_> {
     }
 
     fn discard(&mut self, gone: Gone) {
-        if gone.sessions() >= FREED_HERE {
+        if gone.len() >= FREED_HERE {
             // If no thread can be had, the closure is dropped here, and the sessions with it.
             let _ = std::thread::Builder::new().spawn(move || drop(gone));
         }

@@ -1,6 +1,6 @@
 //! What keeps a session alive: a lease of its own, or its owner. And where users are counted who may be offline.
 
-use super::super::Timestamp;
+use super::super::{Reason, Timestamp};
 use super::super::group::{Changed, Counted, Place};
 use super::super::owned::{OwnerTable, SetId};
 use super::super::record::{Lease, SessionRecord};
@@ -103,6 +103,11 @@ impl Members {
         } else {
             lease.until()
         }
+    }
+
+    /// Why a session with this lease ends with it.
+    pub fn reason(&self, lease: Lease) -> Reason {
+        self.owner_of(lease).map_or_else(|| lease.reason(), |owner| owner.reason())
     }
 
     /// A session as a reader sees it.

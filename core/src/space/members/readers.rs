@@ -2,7 +2,7 @@
 
 use super::super::group::Group;
 use super::super::record::SessionRecord;
-use super::super::{Prefetch, Timestamp};
+use super::super::{Prefetch, Reason, Timestamp};
 use super::{LOOKS_A_MEMBER, Lookup, Members, place_of, user_hash};
 use std::collections::HashSet;
 
@@ -151,6 +151,19 @@ impl Members {
             users.extend(self.user_at(id, now));
         }
         (users, None)
+    }
+
+    /// When the last of a user's sessions ends and why, whether or not that is over. None if the user is not here.
+    pub fn last_end(&self, user: &[u8]) -> Option<(Timestamp, Reason)> {
+        let anchor = self.record(self.anchor(user)?)?;
+        let few = self.few().map(|(_, record)| record).filter(|record| record.user() == user);
+        let group = self.group(anchor);
+        let alone = (self.indexes.is_some() && group.is_none()).then_some(anchor);
+        let several = group.into_iter().flat_map(Group::sessions);
+        let several = several.filter_map(|id| self.record(id));
+        let leases = few.chain(alone).chain(several).map(SessionRecord::lease);
+        let last = leases.max_by_key(|lease| self.until(*lease))?;
+        Some((self.until(last), self.reason(last)))
     }
 
     /// How many live sessions the user of this anchor has. The order has been advanced to `now`.
