@@ -16,6 +16,7 @@ mod parse;
 mod publish;
 mod read;
 mod reply;
+mod seen;
 mod space;
 mod spaces;
 mod status;
@@ -34,6 +35,7 @@ pub const TABLE: &[Registration] = &[
     row::<space::Space>(),
     row::<spaces::Spaces>(),
     row::<count::Count>(),
+    row::<seen::Seen>(),
     row::<events::Events>(),
     row::<read::Read>(),
     row::<message::Message>(),

@@ -1,13 +1,21 @@
 //! How sessions look in replies.
 
 use crate::server::ffi::context::Context;
-use presence_core::space::{SessionRecord, User};
+use presence_core::space::{Reason, SessionRecord, User};
 
 /// An array of a user's live sessions, each a map.
 pub fn reply_sessions(ctx: Context, user: &User<'_>) {
     ctx.reply_array(user.sessions().count());
     for session in user.sessions() {
         reply_session(ctx, session);
+    }
+}
+
+/// The word for why a user left, as in events.
+pub fn reason(reason: Reason) -> &'static [u8] {
+    match reason {
+        Reason::Offline => b"offline",
+        Reason::Timeout => b"timeout",
     }
 }
 

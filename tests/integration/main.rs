@@ -48,6 +48,7 @@ mod replication_traffic;
 mod replies;
 mod rules;
 mod scripts;
+mod seen;
 mod space_json;
 mod spaces;
 mod transactions;
