@@ -85,6 +85,8 @@ fn wrong_arity() {
         "PRESENCE.USER s a b",
         "PRESENCE.SPACE",
         "PRESENCE.COUNT",
+        "PRESENCE.SEEN",
+        "PRESENCE.SEEN s",
         "PRESENCE.READ",
         "PRESENCE.READ SPACES s",
     ] {
@@ -453,6 +455,7 @@ fn another_type_at_the_key() {
             "PRESENCE.SPACE K WITHSESSIONS COUNT 1",
             "PRESENCE.COUNT K",
             "PRESENCE.COUNT K SESSIONS",
+            "PRESENCE.SEEN K a b",
             "PRESENCE.READ SPACES other K 0 0",
         ] {
             let error = f.c.err(line.replace('K', key));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// name, arity, writes, O(1) or O(log n) a call with one user, words its arguments are called by
 type Row = (&'static str, i64, bool, bool, &'static [&'static str]);
-const COMMANDS: [Row; 9] = [
+const COMMANDS: [Row; 10] = [
     (
         "presence.online",
         -3,
@@ -26,6 +26,7 @@ const COMMANDS: [Row; 9] = [
     ("presence.status", -3, false, true, &["space", "user"]),
     ("presence.user", 3, false, true, &["space", "user"]),
     ("presence.space", -2, false, false, &["space", "WITHSESSIONS", "CURSOR", "COUNT"]),
+    ("presence.seen", -3, false, true, &["space", "user"]),
     ("presence.count", -2, false, true, &["space", "SESSIONS"]),
     ("presence.events", -2, false, false, &["space", "AFTER", "COUNT", "BLOCK"]),
     ("presence.message", -4, true, true, &["space", "user", "message", "SESSION"]),
@@ -171,6 +172,7 @@ fn acl_key_patterns_hold() {
         "PRESENCE.USER K a",
         "PRESENCE.SPACE K WITHSESSIONS COUNT 1",
         "PRESENCE.COUNT K",
+        "PRESENCE.SEEN K a",
     ];
     let writes = [
         "PRESENCE.ONLINE K a",

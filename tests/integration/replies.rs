@@ -41,6 +41,8 @@ fn calls() -> Vec<Vec<Vec<u8>>> {
             "PRESENCE.SPACES MATCH # COUNT 1",
             "PRESENCE.SPACES MIN -1",
             "PRESENCE.COUNT #",
+            "PRESENCE.SEEN # a nobody b",
+            "PRESENCE.SEEN #",
             "PRESENCE.COUNT # SESSIONS",
             "PRESENCE.COUNT # USERS",
             "PRESENCE.MESSAGE # a hello",
