@@ -30,6 +30,7 @@
 pub mod codec;
 pub mod collections;
 pub mod expiry_queue;
+pub mod feed;
 pub mod glob;
 pub mod json;
 pub mod owners;

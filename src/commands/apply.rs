@@ -34,7 +34,7 @@ impl Command for Apply {
         let name = args.space()?;
         let batch = args.required()?;
         let mut key = call.change_or_create(name)?;
-        let mut change_set = ChangeSet::replay(key.db());
+        let mut change_set = key.replay();
         let applied = apply(&mut key, name.bytes(), batch, &mut change_set);
         // What was done until something did not fit is done: it counts, and stands in our own AOF.
         if !key.is_new() || applied.is_ok() {

@@ -5,6 +5,7 @@ mod close;
 mod count;
 mod cursor;
 mod events;
+mod feed;
 mod message;
 mod news;
 mod offline;
@@ -38,6 +39,7 @@ pub const TABLE: &[Registration] = &[
     row::<seen::Seen>(),
     row::<events::Events>(),
     row::<read::Read>(),
+    row::<feed::Feed>(),
     row::<message::Message>(),
     row::<close::Close>(),
     container::<owner::Owner>(),

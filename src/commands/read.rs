@@ -59,14 +59,13 @@ impl Command for Read {
             spaces,
             count: count.unwrap_or(usize::MAX),
         };
-        let wait = match block.filter(|_| !has_news && !call.ctx.may_not_block()) {
-            Some(block) => match blocked_clients::wait(call.ctx, Wait::Spaces(wait), block) {
-                Ok(()) => return Ok(()),
-                // The server does not block this client: it gets what there is, which is nothing.
-                Err(Wait::Spaces(not_blocked)) => not_blocked,
-            },
-            None => wait,
-        };
+        if let Some(block) = block.filter(|_| !has_news && !call.ctx.may_not_block()) {
+            // If the server does not block this client, the client gets what there is.
+            if blocked_clients::wait(call.ctx, Wait::Spaces(wait), block).is_err() {
+                call.ctx.reply_null_array();
+            }
+            return Ok(());
+        }
         reply(call.ctx, &wait, &Clock::at(call.now()))
     }
 }

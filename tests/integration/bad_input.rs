@@ -416,6 +416,8 @@ fn numbers_have_one_form() {
         "PRESENCE.READ COUNT # SPACES s 0",
         "PRESENCE.READ BLOCK # SPACES s 0",
         "PRESENCE.READ SPACES s t 0 #-1",
+        "PRESENCE.FEED COUNT #",
+        "PRESENCE.FEED BLOCK #",
         "PRESENCE.READ SPACES s 1-#",
     ];
     for call in calls {

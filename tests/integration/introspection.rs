@@ -215,13 +215,14 @@ fn acl_key_patterns_hold() {
     }
 }
 
-const SETTINGS: [(&str, &str, &str); 18] = [
+const SETTINGS: [(&str, &str, &str); 19] = [
     ("lease-ttl-ms", "30000", "12345"),
     ("max-lease-ttl-ms", "86400000", "7200000"),
     ("sweep-budget-us", "1000", "500"),
     ("history-length", "128", "0"),
     ("history-ttl-ms", "60000", "1500"),
     // No quotes: Valkey 8.1.1 rewrites those unescaped, and cannot read its own file.
+    ("feed-bytes", "1048576", "16384"),
     ("channel-prefix", "presence:", "room 1 \u{e4}:"),
     ("channel-mode", "global", "sharded"),
     ("max-meta-bytes", "4096", "100"),
@@ -391,6 +392,8 @@ fn info_tells_the_truth() {
         "sweep_lag_p99_ms",
         "sweep_longest_us",
         "bytes_used",
+        "feed_events",
+        "feed_bytes",
     ];
     for c in [&mut c, &mut c3] {
         for section in ["presence", "modules", "everything"] {

@@ -20,6 +20,7 @@ mod commands;
 mod events;
 mod examples;
 mod failover;
+mod feed;
 mod follow;
 mod harness_test;
 mod history;

@@ -48,7 +48,12 @@ struct Life {
 fn renewals_go_on_and_what_is_evicted_is_silent(policy: &str) {
     const ROUNDS: usize = 5000;
     let mut rng = rng(11);
-    let server = Server::with(&[("maxmemory-policy", policy), ("presence.history-length", "4")]);
+    // The memory is for the spaces.
+    let server = Server::with(&[
+        ("maxmemory-policy", policy),
+        ("presence.history-length", "4"),
+        ("presence.feed-bytes", "16384"),
+    ]);
     let mut c = server.connect();
     let mut sub = server.psubscribe(&["presence:*"]);
     let used: i64 = c.info("memory")["used_memory"].parse().unwrap();

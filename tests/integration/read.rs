@@ -174,7 +174,7 @@ fn read_waits_for_the_first_news_of_any_space() {
         (server.connect3(), "PRESENCE.MESSAGE a u hi", "a: message u"),
         (server.connect(), "PRESENCE.ONLINE new u PX 600000", "new: join u"),
         (server.connect(), "PRESENCE.OFFLINE b v", "b: leave v (offline)"),
-        (server.connect(), "PRESENCE.ONLINE a short PX 1", "a: join short"),
+        (server.connect(), "PRESENCE.ONLINE a short PX 300", "a: join short"),
         (server.connect(), "PRESENCE.CLOSE b", "b: close "),
         (server.connect(), "DEL a", "a!: "),
         (server.connect(), "RENAME new a", "a: join u | new!: "),
@@ -190,7 +190,7 @@ fn read_waits_for_the_first_news_of_any_space() {
         let told = answer(&mut w);
         assert_eq!(told, wanted, "{end}");
         waiting(&mut c, 0);
-        if end.ends_with("PX 1") {
+        if end.ends_with("PX 300") {
             wait_until("the leave, which is news for the next one", SOON, || {
                 c.stat("timeouts") == 1
             });

@@ -72,6 +72,11 @@ fn calls() -> Vec<Vec<Vec<u8>>> {
             "PRESENCE.READ BLOCK 20 SPACES other # other # $ $ $ 0",
             "PRESENCE.READ SPACES # other 0",
             "PRESENCE.READ BLOCK -1 SPACES # 0",
+            "PRESENCE.FEED MATCH #",
+            "PRESENCE.FEED AFTER $ BLOCK 5 MATCH #",
+            "PRESENCE.FEED COUNT 1 BLOCK 20",
+            "PRESENCE.FEED AFTER #",
+            "PRESENCE.FEED BLOCK -1",
         ] {
             let waits = rest.ends_with("BLOCK 60000") && key == "none";
             if !waits {

@@ -1,4 +1,5 @@
-//! Clients that wait: in EVENTS … BLOCK and READ … BLOCK for spaces ([`space_waits`]).
+//! Clients that wait: in EVENTS … BLOCK and READ … BLOCK for spaces ([`space_waits`]), in FEED … BLOCK for the feed
+//! ([`feed_waits`]).
 //!
 //! A waiting client is a handle of the server. What happens marks what has changed; before the server sleeps again,
 //! the clients that have something to be told go on. Not earlier: Redis 7.0 loses the reply to a client whose
@@ -9,6 +10,7 @@
 //! The handle stays good until it is given back here, so the worst case is one that stays filed
 //! until something happens that it waits for.
 
+use crate::server::blocking::feed_waits::{self, FeedWait};
 use crate::server::blocking::space_waits::{self, SpaceWait};
 use crate::server::ffi::context::Context;
 use redis_module::raw;
@@ -19,18 +21,21 @@ use std::ffi::{c_int, c_void};
 /// What a client waits for.
 pub enum Wait {
     Spaces(SpaceWait),
+    Feed(FeedWait),
 }
 
 impl Wait {
     fn file(&self, handle: Handle) {
         match self {
             Wait::Spaces(wait) => space_waits::file(handle, wait),
+            Wait::Feed(wait) => feed_waits::file(handle, wait),
         }
     }
 
     fn take_out(&self, handle: Handle) {
         match self {
             Wait::Spaces(wait) => space_waits::take_out(handle, wait),
+            Wait::Feed(wait) => feed_waits::take_out(handle, wait),
         }
     }
 
@@ -38,6 +43,7 @@ impl Wait {
     fn reply(&self, ctx: Context) {
         match self {
             Wait::Spaces(wait) => (wait.waiter.reply)(ctx, wait),
+            Wait::Feed(wait) => (wait.reply)(ctx, wait),
         }
     }
 }
@@ -119,7 +125,18 @@ unsafe extern "C" fn before_sleep(
     // SAFETY: the server passes the context of this event.
     let ctx = unsafe { Context::from_raw(ctx) };
     space_waits::serve(ctx, go_on);
+    if feed_waits::serve(go_on) {
+        come_back();
+    }
 }
+
+/// Has the server come here again at once, after it has served other clients.
+fn come_back() {
+    // SAFETY: the callback is a plain function, which uses no data.
+    unsafe { api!(RedisModule_EventLoopAddOneShot(Some(nothing), std::ptr::null_mut())) };
+}
+
+unsafe extern "C" fn nothing(_: *mut c_void) {}
 
 /// Releases a client that has something to be told.
 fn go_on(handle: Handle) {

@@ -1,29 +1,27 @@
 //! What the caller of a command may read, by the server's ACL.
 
 use crate::server::ffi::args::Arg;
-use crate::server::ffi::context::Context;
+use crate::server::ffi::context::{Context, OwnedString};
 use crate::server::ffi::error::Error;
 use redis_module::raw;
 use std::ffi::c_int;
 use std::ptr::NonNull;
 
-/// Asks the ACL for the caller of a command. It is not kept: a user of the ACL can be deleted at any time.
-pub struct Reader(User);
-
-enum User {
+/// Who calls a command.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Caller {
     /// The server's own client, to which no rules apply.
     Root,
-    /// Disabled meanwhile.
-    Nobody,
-    Named(NonNull<raw::RedisModuleUser>),
+    /// A user of the ACL, by its name: it can be deleted at any time.
+    Named(Vec<u8>),
 }
 
-impl Reader {
+impl Caller {
     /// The caller of the command that is going on.
-    pub fn of_caller(ctx: Context) -> Result<Self, Error> {
+    pub fn of(ctx: Context) -> Result<Self, Error> {
         // The client of an AOF or of a replication link has no user. Nobody sees the reply.
         if ctx.is_replaying() {
-            return Ok(Reader(User::Root));
+            return Ok(Caller::Root);
         }
         if !offers!(RedisModule_GetClientUserNameById)
             || !offers!(RedisModule_GetCurrentUserName)
@@ -47,10 +45,35 @@ impl Reader {
                 // Another module calls. Its client may have no user, and the server does not check that.
                 return Err(Error::new("the server does not tell which user calls"));
             }
-            let user = api!(RedisModule_GetModuleUserFromUserName(name));
+            let caller = Caller::Named(Arg::from_raw(name).bytes().to_vec());
             api!(RedisModule_FreeString(ctx.raw(), name));
-            Ok(Reader(NonNull::new(user).map_or(User::Nobody, User::Named)))
+            Ok(caller)
         }
+    }
+}
+
+/// Asks the ACL for a caller. It is not kept: a user of the ACL can be deleted at any time.
+pub struct Reader(User);
+
+enum User {
+    Root,
+    /// Deleted meanwhile.
+    Nobody,
+    Named(NonNull<raw::RedisModuleUser>),
+}
+
+impl Reader {
+    /// The caller of the command that is going on.
+    pub fn of_caller(ctx: Context) -> Result<Self, Error> {
+        Caller::of(ctx).map(|caller| Self::of(&caller))
+    }
+
+    pub fn of(caller: &Caller) -> Self {
+        let Caller::Named(name) = caller else { return Reader(User::Root) };
+        let name = OwnedString::new(name);
+        // SAFETY: `Caller::of` has asked for the pointer. The name lives through the call.
+        let user = unsafe { api!(RedisModule_GetModuleUserFromUserName(name.as_arg().raw())) };
+        Reader(NonNull::new(user).map_or(User::Nobody, User::Named))
     }
 
     /// Whether the caller may read the value of this key.

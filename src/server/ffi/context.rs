@@ -103,6 +103,11 @@ impl Context {
         self.flags() & replaying != 0
     }
 
+    /// Whether the server loads an RDB or an AOF.
+    pub fn is_loading(self) -> bool {
+        self.flags() & raw::REDISMODULE_CTX_FLAGS_LOADING != 0
+    }
+
     /// Whether the server has others than itself to think of when it replicates, as far as it says:
     /// it is a replica or part of a cluster, has an AOF, loads, or has forked.
     pub fn may_have_listeners(self) -> bool {

@@ -16,7 +16,8 @@ impl<'a> SpaceWriteGuard<'a> {
     pub fn change_set(&mut self) -> ChangeSet<'a> {
         let (now, settings) = (self.clock.now(), self.settings());
         let held_for = self.held().held_for(now);
-        let mut change_set = ChangeSet::new(self.ctx, self.name, settings.retention(), held_for);
+        let mut change_set =
+            ChangeSet::new(self.ctx, self.db, self.name, settings.retention(), held_for);
         if let Value::New(held) = &self.value {
             held.space.announce(&mut change_set);
         }
@@ -29,6 +30,11 @@ impl<'a> SpaceWriteGuard<'a> {
             change_set.set_new_line(self.epoch_of_new_line());
         }
         change_set
+    }
+
+    /// The change set for what was decided elsewhere or earlier.
+    pub fn replay(&self) -> ChangeSet<'a> {
+        ChangeSet::replay(self.ctx, self.db, self.name.bytes())
     }
 
     /// The epoch of a new line of history.

@@ -209,11 +209,6 @@ impl<'a> SpaceWriteGuard<'a> {
         })
     }
 
-    /// The database of the key.
-    pub fn db(&self) -> i32 {
-        self.db
-    }
-
     /// The space is an empty one from now on: who decides has begun anew.
     pub fn begin_anew(&mut self) {
         let (db, name) = (self.db, self.name);

@@ -59,9 +59,10 @@ static DIGEST_INTERVAL_MS: Number = Number::of(Setting::DigestIntervalMs);
 static DIGEST_MAX_CHANGES: Number = Number::of(Setting::DigestMaxChanges);
 static SEEN_TTL_MS: Number = Number::of(Setting::SeenTtlMs);
 static MAX_SEEN: Number = Number::of(Setting::MaxSeen);
+static FEED_BYTES: Number = Number::bytes("feed-bytes", 1 << 20, 1 << 30);
 static RESTART_GRACE_MS: Number = Number::new("restart-grace-ms", 30_000, 0, DAY_MS);
 
-static NUMBERS: [&Number; 14] = [
+static NUMBERS: [&Number; 15] = [
     &LEASE_TTL_MS,
     &MAX_LEASE_TTL_MS,
     &SWEEP_BUDGET_US,
@@ -76,6 +77,7 @@ static NUMBERS: [&Number; 14] = [
     &SEEN_TTL_MS,
     &MAX_SEEN,
     &RESTART_GRACE_MS,
+    &FEED_BYTES,
 ];
 
 /// Where events are published.
@@ -204,6 +206,11 @@ pub fn max_meta_bytes() -> usize {
 
 pub fn max_message_bytes() -> usize {
     MAX_MESSAGE_BYTES.get() as usize
+}
+
+/// The size of the ring of the feed; 0 if there is none.
+pub fn feed_bytes() -> usize {
+    FEED_BYTES.get() as usize
 }
 
 pub fn restart_grace_ms() -> u64 {

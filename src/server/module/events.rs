@@ -12,6 +12,7 @@ use crate::server::keyspace::key;
 use crate::server::keyspace::key_moves;
 use crate::server::keyspace::space_value;
 use crate::server::module::config;
+use crate::server::propagate::feed;
 use crate::server::propagate::propagation_targets;
 use redis_module::raw;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -156,6 +157,7 @@ unsafe extern "C" fn on_loading(
         if ctx.is_primary() {
             begin_to_decide(ctx);
         } else {
+            feed::interrupt();
             sweep::arm(ctx, ctx.now());
         }
     }
@@ -180,6 +182,7 @@ unsafe extern "C" fn on_load_aside(
                 find_databases(ctx);
             }
             space_waits::wake_db(None);
+            feed::interrupt();
             sweep::arm(ctx, ctx.now());
         }
         _ => {
@@ -236,6 +239,7 @@ unsafe extern "C" fn on_config(
     // SAFETY: the server passes an array of `num_changes` names, and it is not null.
     let names =
         unsafe { std::slice::from_raw_parts(change.config_names, change.num_changes as usize) };
+    feed::resize();
     let changes_dues = |name: &*const c_char| {
         // SAFETY: each name is a text of the server that ends with NUL.
         let name = unsafe { CStr::from_ptr(*name) }.to_bytes();

@@ -4,6 +4,7 @@ use crate::server::expiry::bonds;
 use crate::server::expiry::expiry_queue;
 use crate::server::expiry::owners;
 use crate::server::module::stats;
+use crate::server::propagate::feed;
 use redis_module::raw;
 use std::ffi::{CStr, c_int};
 
@@ -56,4 +57,7 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
     add(c"sweep_lag_p99_ms", stats::LAGS.p99());
     add(c"sweep_longest_us", stats::LONGEST_SWEEP_US.get());
     add(c"bytes_used", gauge(bytes) + (agenda_bytes + owner_bytes + bonds::bytes()) as u64);
+    let (feed_events, feed_bytes) = feed::size();
+    add(c"feed_events", feed_events);
+    add(c"feed_bytes", feed_bytes as u64);
 }

@@ -47,6 +47,7 @@ fn offers_what_is_needed() -> bool {
         && offers!(RedisModule_Call)
         && offers!(RedisModule_IsKeysPositionRequest)
         && offers!(RedisModule_KeyAtPosWithFlags)
+        && offers!(RedisModule_EventLoopAddOneShot)
 }
 
 /// `VALKEYMODULE_OPTIONS_HANDLE_ATOMIC_SLOT_MIGRATION`, from Valkey 9.0 on: without it the server

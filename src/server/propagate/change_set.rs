@@ -11,6 +11,7 @@ use crate::server::ffi::clock::server_time;
 use crate::server::ffi::context::{Context, OwnedString};
 use crate::server::module::config::{self, ChannelMode};
 use crate::server::module::stats;
+use crate::server::propagate::feed;
 use crate::server::propagate::propagation_targets;
 use presence_core::codec;
 use presence_core::owners::{Owner, OwnerLease};
@@ -102,6 +103,8 @@ pub struct ChangeSet<'a> {
     has_events: bool,
     /// Events are published and counted by who decides, not by who replays: none while replaying.
     publisher: Option<Publisher<'a>>,
+    /// The database and name of the space in the feed; none for what happened before this run.
+    feed: Option<(i32, &'a [u8])>,
     /// Whether the space may take more memory than before, even if the server is out of memory:
     /// the server had memory when the call asked.
     may_grow: bool,
@@ -115,19 +118,25 @@ pub struct ChangeSet<'a> {
 
 impl<'a> ChangeSet<'a> {
     /// For changes that are decided here.
-    pub fn new(ctx: Context, space: Arg<'a>, retention: Retention, held_for: u64) -> Self {
+    pub fn new(ctx: Context, db: i32, space: Arg<'a>, retention: Retention, held_for: u64) -> Self {
         let publisher = Publisher { ctx, space, channel: None };
-        Self::begin(Some(publisher), retention, held_for)
+        Self::begin(Some(publisher), Some((db, space.bytes())), retention, held_for)
     }
 
-    /// For effects that were decided elsewhere or earlier.
-    pub fn replay(db: i32) -> Self {
-        let mut change_set = Self::begin(None, Retention::of_events(0, 0), 0);
+    /// For effects that were decided elsewhere or earlier. Those that an AOF tells are not in the feed.
+    pub fn replay(ctx: Context, db: i32, space: &'a [u8]) -> Self {
+        let feed = (!ctx.is_loading()).then_some((db, space));
+        let mut change_set = Self::begin(None, feed, Retention::of_events(0, 0), 0);
         change_set.replayed_db = db;
         change_set
     }
 
-    fn begin(publisher: Option<Publisher<'a>>, retention: Retention, held_for: u64) -> Self {
+    fn begin(
+        publisher: Option<Publisher<'a>>,
+        feed: Option<(i32, &'a [u8])>,
+        retention: Retention,
+        held_for: u64,
+    ) -> Self {
         let (mut batch, mut events) = SPARE.take();
         events.clear();
         codec::begin(&mut batch);
@@ -144,6 +153,7 @@ impl<'a> ChangeSet<'a> {
             ends: Vec::new(),
             has_events: false,
             publisher,
+            feed,
             may_grow: false,
             held_for,
             new_line: None,
@@ -257,6 +267,9 @@ impl Sink for ChangeSet<'_> {
 
     fn event(&mut self, event: &Event<'_>, text: &[u8]) {
         self.has_events = true;
+        if let Some((db, space)) = self.feed {
+            feed::add(db, space, text);
+        }
         if self.is_replaying() {
             return;
         }

@@ -1,4 +1,5 @@
 //! From what happened to those who must receive it: replicas, the AOF, subscribers.
 
 pub mod change_set;
+pub mod feed;
 pub mod propagation_targets;
