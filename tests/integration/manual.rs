@@ -8,19 +8,14 @@ use std::path::{Component, Path, PathBuf};
 fn pages() -> BTreeMap<PathBuf, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut pages = BTreeMap::new();
-    for folder in [
-        "",
-        "docs",
-        "docs/commands",
-        "docs/guides",
-        "docs/migrating",
-        "gateway",
-        "examples",
-        "benches",
-    ] {
-        let Ok(entries) = std::fs::read_dir(root.join(folder)) else { continue };
-        for entry in entries {
+    let mut folders =
+        ["", "docs", "gateway", "examples", "benches"].map(|name| root.join(name)).to_vec();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
+            if path.is_dir() && path.starts_with(root.join("docs")) && path != root.join("docs") {
+                folders.push(path.clone());
+            }
             if path.extension().is_some_and(|extension| extension == "md") {
                 let text = std::fs::read_to_string(&path).unwrap();
                 pages.insert(path.strip_prefix(root).unwrap().to_path_buf(), text);

@@ -339,8 +339,10 @@ fn every_internal_command_is_in_the_index() {
 const NOT_RUN: [&str; 2] = ["docs/quickstart.md", "docs/install.md"];
 
 fn pages_with_examples() -> Vec<(PathBuf, String)> {
-    let folders = ["docs", "docs/commands", "docs/migrating"];
-    let pages = folders.into_iter().flat_map(pages);
+    let inside = std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let mut folders = vec!["docs".to_string()];
+    folders.extend(inside.filter(|path| path.is_dir()).map(|path| shown(&path)));
+    let pages = folders.iter().flat_map(|folder| pages(folder));
     let pages = pages.filter(|path| !NOT_RUN.contains(&shown(path).as_str()));
     pages
         .map(|path| (path.clone(), std::fs::read_to_string(path).unwrap()))
