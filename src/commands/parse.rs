@@ -4,7 +4,7 @@ use crate::server::ffi::args::{Arg, Args, integer, looks_like_a_count, text};
 use crate::server::ffi::error::{Error, quoted};
 use crate::server::module::command::{ArgKind, ArgSpec, USER};
 use crate::server::module::config::{self, ChannelMode};
-use crate::server::propagate::change_set;
+use crate::server::propagate::channels;
 use presence_core::json;
 use presence_core::owners::MAX_OWNER_BYTES;
 use presence_core::space::{MAX_NAME_BYTES, MAX_TIMESTAMP, Meta};
@@ -68,7 +68,7 @@ pub fn new_space(name: Arg<'_>) -> Result<&[u8], Error> {
     utf8(name, "space")?;
     if config::channel_mode() == ChannelMode::Sharded
         && config::with_channel_prefix(|prefix| {
-            change_set::channel(ChannelMode::Sharded, prefix, name)
+            channels::channel(ChannelMode::Sharded, prefix, name)
         })
         .is_none()
     {

@@ -232,6 +232,7 @@ const SETTINGS: [(&str, &str, &str); 19] = [
     ("restart-grace-ms", "30000", "0"),
     ("rules", "", "a* history-length=0;  b lease-ttl-ms=5"),
     ("user-channels", "no", "transitions"),
+    ("user-prefix", "presence-user:", "u/ "),
     ("digest-interval-ms", "0", "1000"),
     ("digest-max-changes", "500", "0"),
     ("seen-ttl-ms", "0", "60000"),

@@ -54,3 +54,4 @@ mod space_json;
 mod spaces;
 mod transactions;
 mod transcript;
+mod user_channels;

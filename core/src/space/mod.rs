@@ -41,9 +41,9 @@ pub use space_json::SpaceHead;
 use crate::collections::allocated;
 use crate::owners::Owner;
 use members::Members;
-use std::sync::Arc;
 use past::Past;
 use seen::SeenUsers;
+use std::sync::Arc;
 
 /// Unix time in milliseconds.
 pub type Timestamp = u64;

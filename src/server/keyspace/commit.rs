@@ -16,8 +16,7 @@ impl<'a> SpaceWriteGuard<'a> {
     pub fn change_set(&mut self) -> ChangeSet<'a> {
         let (now, settings) = (self.clock.now(), self.settings());
         let held_for = self.held().held_for(now);
-        let mut change_set =
-            ChangeSet::new(self.ctx, self.db, self.name, settings.retention(), held_for);
+        let mut change_set = ChangeSet::new(self.ctx, self.db, self.name, &settings, held_for);
         if let Value::New(held) = &self.value {
             held.space.announce(&mut change_set);
         }

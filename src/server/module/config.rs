@@ -172,9 +172,10 @@ fn any_text(_: &str) -> Result<(), String> {
 }
 
 static CHANNEL_PREFIX: TextSetting = TextSetting::new(c"channel-prefix", c"presence:", any_text);
+static USER_PREFIX: TextSetting = TextSetting::new(c"user-prefix", c"presence-user:", any_text);
 static RULES: TextSetting = TextSetting::new(c"rules", c"", space_settings::set_rules);
 
-static TEXTS: [&TextSetting; 2] = [&CHANNEL_PREFIX, &RULES];
+static TEXTS: [&TextSetting; 3] = [&CHANNEL_PREFIX, &USER_PREFIX, &RULES];
 
 /// The global value of a setting that rules can name.
 pub fn number(setting: Setting) -> u64 {
@@ -223,6 +224,10 @@ pub fn channel_mode() -> ChannelMode {
 
 pub fn with_channel_prefix<T>(use_it: impl FnOnce(&[u8]) -> T) -> T {
     CHANNEL_PREFIX.with(use_it)
+}
+
+pub fn with_user_prefix<T>(use_it: impl FnOnce(&[u8]) -> T) -> T {
+    USER_PREFIX.with(use_it)
 }
 
 impl ConfigurationValue<i64> for Number {

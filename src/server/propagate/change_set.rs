@@ -8,13 +8,14 @@
 use crate::server::expiry::owners;
 use crate::server::ffi::args::Arg;
 use crate::server::ffi::clock::server_time;
-use crate::server::ffi::context::{Context, OwnedString};
-use crate::server::module::config::{self, ChannelMode};
+use crate::server::ffi::context::Context;
 use crate::server::module::stats;
+use crate::server::propagate::channels::Publisher;
 use crate::server::propagate::feed;
 use crate::server::propagate::propagation_targets;
 use presence_core::codec;
 use presence_core::owners::{Owner, OwnerLease};
+use presence_core::rules::{SpaceSettings, UserChannels};
 use presence_core::space::{Effect, Event, Gone, Kind, Reason, Retention, SeenLimits, Sink};
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -37,51 +38,6 @@ thread_local! {
     static SPARE: Cell<(Vec<u8>, Vec<u8>)> = const { Cell::new((Vec::new(), Vec::new())) };
 }
 
-/// Where the events of a space are published.
-struct Publisher<'a> {
-    ctx: Context,
-    space: Arg<'a>,
-    /// Made when the first event is published.
-    channel: Option<Channel>,
-}
-
-/// How the server is asked to publish.
-enum Channel {
-    /// To the subscribers of this node only: there is nobody else, see `propagation_targets`.
-    Here(OwnedString),
-    Everywhere(ChannelMode, OwnedString),
-    /// In sharded mode some names have no channel.
-    None,
-}
-
-impl Publisher<'_> {
-    /// Publishes an event. Returns whether the server did.
-    fn publish(&mut self, unheard: bool, event: &[u8]) -> bool {
-        let (ctx, space) = (self.ctx, self.space);
-        match self.channel.get_or_insert_with(|| Channel::of(space, unheard)) {
-            Channel::Here(channel) => {
-                ctx.publish_here(ChannelMode::Global, channel.as_arg(), event)
-            }
-            Channel::Everywhere(mode, channel) => ctx.publish(*mode, channel, event),
-            Channel::None => false,
-        }
-    }
-}
-
-impl Channel {
-    fn of(space: Arg<'_>, unheard: bool) -> Channel {
-        let mode = config::channel_mode();
-        let name = config::with_channel_prefix(|prefix| channel(mode, prefix, space.bytes()));
-        let Some(name) = name.map(|name| OwnedString::new(&name)) else { return Channel::None };
-        match mode {
-            ChannelMode::Global if unheard && Context::can_publish_here(mode) => {
-                Channel::Here(name)
-            }
-            _ => Channel::Everywhere(mode, name),
-        }
-    }
-}
-
 /// What happened to one space in one go.
 pub struct ChangeSet<'a> {
     batch: Vec<u8>,
@@ -97,8 +53,9 @@ pub struct ChangeSet<'a> {
     keep_told: bool,
     /// The texts of events that have not been published yet.
     events: Vec<u8>,
-    /// Where in `events` each ends.
-    ends: Vec<usize>,
+    /// Where in `events` each ends, and on whose channel it is published too.
+    ends: Vec<(usize, Option<Box<[u8]>>)>,
+    user_channels: UserChannels,
     /// Whether there was an event, published or not.
     has_events: bool,
     /// Events are published and counted by who decides, not by who replays: none while replaying.
@@ -118,9 +75,18 @@ pub struct ChangeSet<'a> {
 
 impl<'a> ChangeSet<'a> {
     /// For changes that are decided here.
-    pub fn new(ctx: Context, db: i32, space: Arg<'a>, retention: Retention, held_for: u64) -> Self {
-        let publisher = Publisher { ctx, space, channel: None };
-        Self::begin(Some(publisher), Some((db, space.bytes())), retention, held_for)
+    pub fn new(
+        ctx: Context,
+        db: i32,
+        space: Arg<'a>,
+        settings: &SpaceSettings,
+        held_for: u64,
+    ) -> Self {
+        let (publisher, feed) = (Publisher::new(ctx, space), (db, space.bytes()));
+        let mut change_set =
+            Self::begin(Some(publisher), Some(feed), settings.retention(), held_for);
+        change_set.user_channels = settings.user_channels();
+        change_set
     }
 
     /// For effects that were decided elsewhere or earlier. Those that an AOF tells are not in the feed.
@@ -151,6 +117,7 @@ impl<'a> ChangeSet<'a> {
             keep_told: false,
             events,
             ends: Vec::new(),
+            user_channels: UserChannels::No,
             has_events: false,
             publisher,
             feed,
@@ -228,9 +195,12 @@ impl<'a> ChangeSet<'a> {
     pub fn publish(&mut self) {
         let Some(publisher) = &mut self.publisher else { return };
         let (mut start, mut published) = (0, 0);
-        for end in self.ends.drain(..) {
+        for (end, user) in self.ends.drain(..) {
             let event = self.events.get(start..end).unwrap_or_default();
             published += u64::from(publisher.publish(self.unheard, event));
+            if let Some(user) = user {
+                publisher.publish_for_user(self.unheard, &user, event);
+            }
             start = end;
         }
         self.events.clear();
@@ -274,7 +244,13 @@ impl Sink for ChangeSet<'_> {
             return;
         }
         self.events.extend_from_slice(text);
-        self.ends.push(self.events.len());
+        let is_for_user = match (self.user_channels, event.kind) {
+            (UserChannels::No, _) | (_, Kind::Message | Kind::Close) => false,
+            (UserChannels::Transitions, kind) => matches!(kind, Kind::Join | Kind::Leave),
+            (UserChannels::All, _) => true,
+        };
+        let user = event.user.filter(|_| is_for_user).map(Box::from);
+        self.ends.push((self.events.len(), user));
         if self.events.len() >= PUBLISHED_AT {
             self.publish();
         }
@@ -316,96 +292,6 @@ impl Drop for ChangeSet<'_> {
     fn drop(&mut self) {
         if self.batch.capacity().max(self.events.capacity()) <= SPARE_BYTES {
             SPARE.set((std::mem::take(&mut self.batch), std::mem::take(&mut self.events)));
-        }
-    }
-}
-
-/// The channel of a space; none where the mode has none for that name. No two spaces share one.
-pub fn channel(mode: ChannelMode, prefix: &[u8], space: &[u8]) -> Option<Vec<u8>> {
-    let global = [prefix, space].concat();
-    match mode {
-        ChannelMode::Global => Some(global),
-        ChannelMode::Sharded => {
-            // The slot of a name is that of its hash tag, or of the whole where it has none. The
-            // channel's tag must be what the key hashes.
-            let hashed = hash_tag(space).unwrap_or(space);
-            if space.len() == hashed.len() + 2 && space.starts_with(b"{") {
-                // `{x}`, whose channel would be that of `x`.
-                return None;
-            }
-            [global, [prefix, b"{", space, b"}"].concat()]
-                .into_iter()
-                .find(|channel| hash_tag(channel) == Some(hashed))
-        }
-    }
-}
-
-/// What stands between the first `{` and the first `}` behind it, if anything does.
-fn hash_tag(name: &[u8]) -> Option<&[u8]> {
-    let (_, behind) = name.split_at_checked(name.iter().position(|byte| *byte == b'{')? + 1)?;
-    let (tag, _) = behind.split_at_checked(behind.iter().position(|byte| *byte == b'}')?)?;
-    (!tag.is_empty()).then_some(tag)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_sharded_channel_shares_the_slot_of_its_space() {
-        let sharded = |space: &str| {
-            channel(ChannelMode::Sharded, b"presence:", space.as_bytes())
-                .map(|channel| String::from_utf8(channel).unwrap())
-        };
-        assert_eq!(sharded("lobby").as_deref(), Some("presence:{lobby}"));
-        assert_eq!(sharded("{team}:lobby").as_deref(), Some("presence:{team}:lobby"));
-        assert_eq!(sharded("a{b}c{d}").as_deref(), Some("presence:a{b}c{d}"));
-        assert_eq!(sharded("a{b").as_deref(), Some("presence:{a{b}"));
-        for none in ["", "a}b", "{}x", "}", "{}", "{x}", "{{x}"] {
-            assert_eq!(sharded(none), None, "{none}");
-        }
-        assert_eq!(sharded("{x}y").as_deref(), Some("presence:{x}y"));
-        assert_eq!(sharded("{x}}").as_deref(), Some("presence:{x}}"));
-        assert_eq!(sharded("y{x}").as_deref(), Some("presence:y{x}"));
-        assert_eq!(channel(ChannelMode::Sharded, b"p{x}", b"lobby"), None);
-        assert_eq!(channel(ChannelMode::Global, b"p:", b"a}b").unwrap(), b"p:a}b");
-    }
-
-    /// What the server hashes of a key or channel to find its slot, as the cluster specification says.
-    fn hashed(name: &str) -> &str {
-        let Some(open) = name.find('{') else { return name };
-        match name[open + 1..].find('}') {
-            None | Some(0) => name,
-            Some(length) => &name[open + 1..][..length],
-        }
-    }
-
-    proptest::proptest! {
-        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(5_000))]
-
-        /// Two spaces never share a channel, in either mode and with any prefix; in sharded mode the
-        /// channel is in the slot of the key.
-        #[test]
-        fn each_space_has_a_channel_of_its_own(
-            prefix in "[{}:p]{0,4}",
-            one in "[{}xy]{0,5}",
-            other in "[{}xy]{0,5}",
-        ) {
-            for mode in [ChannelMode::Global, ChannelMode::Sharded] {
-                let of = |space: &str| channel(mode, prefix.as_bytes(), space.as_bytes());
-                // Also the names that are most like it.
-                for other in [other.clone(), format!("{{{one}}}"), format!("{{{one}"), format!("{one}}}")] {
-                    if let (Some(ours), Some(theirs)) = (of(&one), of(&other)) {
-                        assert_eq!(ours == theirs, one == other, "{mode:?} {prefix} {one} {other}");
-                    }
-                }
-                let Some(channel) = of(&one) else { continue };
-                let channel = String::from_utf8(channel).unwrap();
-                assert!(channel.starts_with(&prefix) && channel.contains(&one));
-                if mode == ChannelMode::Sharded {
-                    assert_eq!(hashed(&channel), hashed(&one), "{prefix} {one}");
-                }
-            }
         }
     }
 }

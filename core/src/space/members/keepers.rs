@@ -1,9 +1,9 @@
 //! What keeps a session alive: a lease of its own, or its owner. And where users are counted who may be offline.
 
-use super::super::{Reason, Timestamp};
 use super::super::group::{Changed, Counted, Place};
 use super::super::owned::{OwnerTable, SetId};
 use super::super::record::{Lease, SessionRecord};
+use super::super::{Reason, Timestamp};
 use super::Members;
 use crate::collections::Positions;
 use crate::owners::{Owner, OwnerClock, OwnerLease};
