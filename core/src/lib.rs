@@ -29,6 +29,7 @@
 
 pub mod codec;
 pub mod collections;
+pub mod digest;
 pub mod expiry_queue;
 pub mod feed;
 pub mod glob;

@@ -215,7 +215,7 @@ fn acl_key_patterns_hold() {
     }
 }
 
-const SETTINGS: [(&str, &str, &str); 19] = [
+const SETTINGS: [(&str, &str, &str); 22] = [
     ("lease-ttl-ms", "30000", "12345"),
     ("max-lease-ttl-ms", "86400000", "7200000"),
     ("sweep-budget-us", "1000", "500"),
@@ -232,6 +232,8 @@ const SETTINGS: [(&str, &str, &str); 19] = [
     ("restart-grace-ms", "30000", "0"),
     ("rules", "", "a* history-length=0;  b lease-ttl-ms=5"),
     ("user-channels", "no", "transitions"),
+    ("digest-prefix", "presence-digest:", "d/ "),
+    ("count-prefix", "presence-count:", ""),
     ("user-prefix", "presence-user:", "u/ "),
     ("digest-interval-ms", "0", "1000"),
     ("digest-max-changes", "500", "0"),

@@ -47,6 +47,15 @@ pub enum Reason {
     Timeout,
 }
 
+impl Reason {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Reason::Offline => "offline",
+            Reason::Timeout => "timeout",
+        }
+    }
+}
+
 /// Everything an event tells. `None` and the empty session are left out of the text.
 pub struct Event<'a> {
     pub epoch: u64,
@@ -113,10 +122,10 @@ impl<'a> Event<'a> {
             out.extend_from_slice(b",\"meta\":");
             out.extend_from_slice(meta);
         }
-        match self.reason {
-            Some(Reason::Offline) => out.extend_from_slice(b",\"reason\":\"offline\""),
-            Some(Reason::Timeout) => out.extend_from_slice(b",\"reason\":\"timeout\""),
-            None => {}
+        if let Some(reason) = self.reason {
+            out.extend_from_slice(b",\"reason\":\"");
+            out.extend_from_slice(reason.name().as_bytes());
+            out.push(b'"');
         }
         if let Some(message) = self.message {
             out.extend_from_slice(b",\"message\":");

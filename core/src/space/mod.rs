@@ -31,6 +31,7 @@ mod transitions;
 pub use effect::{Effect, NullSink, Sink};
 pub use error::{ApplyError, OnlineError};
 pub use event::{Event, Kind, Reason, shown as shown_name};
+pub(crate) use event::{write_number, write_text};
 pub use history::{History, Retention};
 pub use members::{Lookup, OutOfTime, SpaceLayout, User};
 pub use past::Seen;

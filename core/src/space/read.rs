@@ -4,7 +4,8 @@ use super::lines::PastLine;
 use super::members::PREFETCH_BATCH;
 use super::seen::SeenUsers;
 use super::{
-    Effect, History, Lookup, Prefetch, Reason, Retention, Space, SpaceLayout, Timestamp, User, text,
+    Effect, History, Lookup, Prefetch, Reason, Retention, SessionRecord, Space, SpaceLayout,
+    Timestamp, User, text,
 };
 use std::collections::BTreeMap;
 
@@ -39,6 +40,11 @@ impl Space {
     /// Users and sessions that are stored, lapsed ones included.
     pub fn stored(&self) -> (usize, usize) {
         (self.members.users(), self.members.sessions())
+    }
+
+    /// A session that is stored, whether or not its lease has expired.
+    pub fn stored_session(&self, user: &[u8], session: &[u8]) -> Option<SessionRecord<'_>> {
+        self.members.record(self.members.find(user, session)?)
     }
 
     /// A user who is online at `now`.

@@ -290,6 +290,7 @@ pub fn sweep_space(
     if is_own_slice {
         SLICE_ENDS.set(None);
     }
+    key.publish_digests(false);
     // What is left waits behind the spaces that are due already.
     key.reschedule(more.then_some(now));
     arm(ctx, now);

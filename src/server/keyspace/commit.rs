@@ -25,6 +25,11 @@ impl<'a> SpaceWriteGuard<'a> {
             change_set.effect(&presence_core::space::Effect::Grace { until });
         }
         change_set.end_preface();
+        if settings.digest_interval_ms() > 0 {
+            let space = self.space();
+            let before = (space.last_id(), space.stored());
+            change_set.gather_net_changes(settings.digest_max_changes(), before);
+        }
         if self.held().is_line_due() {
             change_set.set_new_line(self.epoch_of_new_line());
         }
@@ -81,6 +86,7 @@ impl<'a> SpaceWriteGuard<'a> {
             self.ctx.replicate(change_set::APPLY, self.name, change_set.batch());
         }
         change_set.publish();
+        self.take_in_net_changes(change_set);
         let changed = change_set.has_events() || change_set.is_replaying();
         let (db, name) = (self.db, self.name);
         owners::changed(db, name.bytes(), self.space());
@@ -136,6 +142,7 @@ impl<'a> SpaceWriteGuard<'a> {
     pub fn delete_if_spent(mut self) {
         let (now, settings) = (self.clock.now(), self.settings());
         if !self.is_new() && self.space().is_spent(now, settings.retention()) {
+            self.publish_digests(true);
             self.delete();
         }
     }

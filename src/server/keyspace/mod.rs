@@ -3,6 +3,7 @@
 mod aux_data;
 mod commit;
 pub mod datatype;
+mod digests;
 pub mod key;
 pub mod key_moves;
 pub mod prefetch_cache;

@@ -1,9 +1,11 @@
 //! The value of a key: a space, and what this process keeps about it.
 
+use super::digests;
 use crate::server::expiry::expiry_queue;
 use crate::server::ffi::clock::server_time;
 use crate::server::module::space_settings::{self, Rule, RuleCache};
 use crate::server::module::stats::{self, Size};
+use presence_core::digest::Digests;
 use presence_core::rules::SpaceSettings;
 use presence_core::space::{NullSink, Space};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -43,7 +45,9 @@ pub(super) struct Seen(u32);
 impl Seen {
     const UNTOLD: u32 = 1;
     const LINE_DUE: u32 = 2;
-    const FLAGS: u32 = 2;
+    /// The space has net changes or counts that were published: see `digests`.
+    const DIGESTS: u32 = 4;
+    const FLAGS: u32 = 3;
 
     pub(super) fn now(flags: u32) -> Self {
         Seen(GENERATION.load(Relaxed) << Self::FLAGS | flags)
@@ -73,7 +77,15 @@ impl Seen {
     }
 
     pub(super) fn set_line_due(&mut self, due: bool) {
-        self.0 = self.0 & !Self::LINE_DUE | if due { Self::LINE_DUE } else { 0 };
+        self.set(Self::LINE_DUE, due);
+    }
+
+    fn has_digests(self) -> bool {
+        self.0 & Self::DIGESTS != 0
+    }
+
+    fn set(&mut self, flag: u32, value: bool) {
+        self.0 = self.0 & !flag | if value { flag } else { 0 };
     }
 }
 
@@ -112,6 +124,8 @@ impl SpaceValue {
     pub fn copied(&self) -> Self {
         let mut copy = SpaceValue::new(self.space.clone());
         copy.seen = self.seen;
+        // Digests of the copy do not go on from those of the original.
+        copy.seen.set(Seen::DIGESTS, false);
         copy
     }
 
@@ -138,6 +152,8 @@ impl SpaceValue {
     /// Takes in a grace that was granted since the last look.
     pub(super) fn catch_up(&mut self) {
         if !self.seen.is_last() {
+            // A digest after a promotion does not go on from one before it.
+            self.forget_digests();
             let until = GRACE_UNTIL.load(Relaxed);
             if until > 0 {
                 self.space.grant_grace(until, &mut NullSink);
@@ -173,7 +189,44 @@ impl SpaceValue {
 
     /// The moment from which the timer may find something to do; 0 is at once.
     pub fn next_due(&self, name: &[u8]) -> u64 {
-        self.space.next_due(self.settings(name).retention())
+        let settings = self.settings(name);
+        let due = self.space.next_due(settings.retention());
+        if !self.seen.has_digests() {
+            return due;
+        }
+        let (counts, interval) = (self.space.stored(), settings.digest_interval_ms());
+        let digest = digests::with(self.address(), |digests| digests.next_due(counts, interval));
+        digest.flatten().map_or(due, |digest| digest.min(due))
+    }
+
+    /// By which [`digests`] knows it: it does not move as long as it is the value of a key.
+    fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    /// What the space remembers for its digests, if it does.
+    pub(super) fn with_digests<T>(
+        &self,
+        use_it: impl FnOnce(&mut Digests, &Space) -> T,
+    ) -> Option<T> {
+        let has_digests = self.seen.has_digests();
+        let use_it = |digests: &mut Digests| use_it(digests, &self.space);
+        has_digests.then(|| digests::with(self.address(), use_it)).flatten()
+    }
+
+    /// Has the space remember something for its digests, if it does not yet.
+    pub(super) fn begin_digests(&mut self, digests: impl FnOnce() -> Digests) {
+        if !self.seen.has_digests() {
+            digests::insert(self.address(), digests());
+            self.seen.set(Seen::DIGESTS, true);
+        }
+    }
+
+    pub(super) fn forget_digests(&mut self) {
+        if self.seen.has_digests() {
+            digests::remove(self.address());
+            self.seen.set(Seen::DIGESTS, false);
+        }
     }
 
     /// Files the space in the expiry queue where it is due earlier than the expiry queue knows.
@@ -202,8 +255,11 @@ impl SpaceValue {
 }
 
 impl Drop for SpaceValue {
-    /// May run in a thread of the server that frees in the background: touches atomics only.
+    /// May run in a thread of the server that frees in the background: touches only what threads share.
     fn drop(&mut self) {
+        if self.seen.has_digests() {
+            digests::freed(self.address());
+        }
         stats::space_went();
         stats::resized(self.counted, Size::default());
     }

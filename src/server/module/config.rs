@@ -172,10 +172,14 @@ fn any_text(_: &str) -> Result<(), String> {
 }
 
 static CHANNEL_PREFIX: TextSetting = TextSetting::new(c"channel-prefix", c"presence:", any_text);
+static DIGEST_PREFIX: TextSetting =
+    TextSetting::new(c"digest-prefix", c"presence-digest:", any_text);
+static COUNT_PREFIX: TextSetting = TextSetting::new(c"count-prefix", c"presence-count:", any_text);
 static USER_PREFIX: TextSetting = TextSetting::new(c"user-prefix", c"presence-user:", any_text);
 static RULES: TextSetting = TextSetting::new(c"rules", c"", space_settings::set_rules);
 
-static TEXTS: [&TextSetting; 3] = [&CHANNEL_PREFIX, &USER_PREFIX, &RULES];
+static TEXTS: [&TextSetting; 5] =
+    [&CHANNEL_PREFIX, &DIGEST_PREFIX, &COUNT_PREFIX, &USER_PREFIX, &RULES];
 
 /// The global value of a setting that rules can name.
 pub fn number(setting: Setting) -> u64 {
@@ -224,6 +228,14 @@ pub fn channel_mode() -> ChannelMode {
 
 pub fn with_channel_prefix<T>(use_it: impl FnOnce(&[u8]) -> T) -> T {
     CHANNEL_PREFIX.with(use_it)
+}
+
+pub fn with_digest_prefix<T>(use_it: impl FnOnce(&[u8]) -> T) -> T {
+    DIGEST_PREFIX.with(use_it)
+}
+
+pub fn with_count_prefix<T>(use_it: impl FnOnce(&[u8]) -> T) -> T {
+    COUNT_PREFIX.with(use_it)
 }
 
 pub fn with_user_prefix<T>(use_it: impl FnOnce(&[u8]) -> T) -> T {

@@ -14,6 +14,7 @@ use crate::server::propagate::channels::Publisher;
 use crate::server::propagate::feed;
 use crate::server::propagate::propagation_targets;
 use presence_core::codec;
+use presence_core::digest::{Counts, EventId, NetChanges};
 use presence_core::owners::{Owner, OwnerLease};
 use presence_core::rules::{SpaceSettings, UserChannels};
 use presence_core::space::{Effect, Event, Gone, Kind, Reason, Retention, SeenLimits, Sink};
@@ -71,6 +72,16 @@ pub struct ChangeSet<'a> {
     new_line: Option<u64>,
     /// The database of effects that were decided elsewhere or earlier.
     replayed_db: i32,
+    /// What is gathered for digests, where the space has any.
+    net_changes: Option<Box<Gathered>>,
+}
+
+/// The net changes of one change set.
+struct Gathered {
+    changes: NetChanges,
+    most: usize,
+    /// The last id, users and sessions before the first of them.
+    before: (EventId, Counts),
 }
 
 impl<'a> ChangeSet<'a> {
@@ -125,7 +136,19 @@ impl<'a> ChangeSet<'a> {
             held_for,
             new_line: None,
             replayed_db: 0,
+            net_changes: None,
         }
+    }
+
+    /// Gathers net changes for digests, at most so many.
+    pub fn gather_net_changes(&mut self, most: usize, before: (EventId, Counts)) {
+        let changes = NetChanges::default();
+        self.net_changes = Some(Box::new(Gathered { changes, most, before }));
+    }
+
+    /// What was gathered for digests. None where the space has none.
+    pub fn take_net_changes(&mut self) -> Option<(NetChanges, (EventId, Counts))> {
+        self.net_changes.take().map(|gathered| (gathered.changes, gathered.before))
     }
 
     /// Has the next event begin a new line of history.
@@ -242,6 +265,9 @@ impl Sink for ChangeSet<'_> {
         }
         if self.is_replaying() {
             return;
+        }
+        if let Some(gathered) = &mut self.net_changes {
+            gathered.changes.record(event, gathered.most);
         }
         self.events.extend_from_slice(text);
         let is_for_user = match (self.user_channels, event.kind) {

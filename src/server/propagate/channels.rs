@@ -38,6 +38,20 @@ impl<'a> Publisher<'a> {
         channel.publish(self.ctx, event)
     }
 
+    /// Publishes what has changed since the last digest.
+    pub fn publish_digest(&self, unheard: bool, digest: &[u8]) -> bool {
+        let space = self.space.bytes();
+        let of_digests = |mode| config::with_digest_prefix(|prefix| channel(mode, prefix, space));
+        Channel::of(unheard, of_digests).publish(self.ctx, digest)
+    }
+
+    /// Publishes how many users and sessions there are.
+    pub fn publish_count(&self, unheard: bool, count: &[u8]) -> bool {
+        let space = self.space.bytes();
+        let of_counts = |mode| config::with_count_prefix(|prefix| channel(mode, prefix, space));
+        Channel::of(unheard, of_counts).publish(self.ctx, count)
+    }
+
     /// Publishes an event to those who watch its user.
     pub fn publish_for_user(&self, unheard: bool, user: &[u8], event: &[u8]) -> bool {
         let space = self.space.bytes();
