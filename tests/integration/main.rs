@@ -17,6 +17,7 @@ mod bad_input;
 mod bonds;
 mod cluster;
 mod commands;
+mod digests;
 mod events;
 mod examples;
 mod failover;
