@@ -248,6 +248,12 @@ fn digests_make_exactly_the_snapshot() {
         if round % 11 == 0 {
             followers[2] = Follower::begin(&server, &mut c, "room");
         }
+        if round % 4 == 0 {
+            // One more change, so that there is a digest to wait for.
+            c.ok(format!("PRESENCE.ONLINE room first META {round} EX 600"));
+            let digest = next(&mut followers[0].digests);
+            followers[0].follow(&digest, &mut c);
+        }
         for follower in &mut followers {
             while let Some(message) = follower.digests.try_next(ms(0)) {
                 follower.follow(&json(message), &mut c);

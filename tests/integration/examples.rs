@@ -697,6 +697,29 @@ fn the_worker_of_the_docs_waits_on_a_quiet_space() {
     worker.kill();
 }
 
+/// It has what is in the space, whether a digest fits, has too much, or is behind the snapshot.
+#[test]
+fn the_follower_of_digests_of_the_docs_has_the_snapshot() {
+    let Some(program) = Language::Python.script("python/test/docs_digests.py") else { return };
+    let server = Server::with(&[
+        ("presence.digest-interval-ms", "200"),
+        ("presence.digest-max-changes", "2"),
+    ]);
+    let mut c = server.connect();
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/docs");
+    c.ok("PRESENCE.ONLINE lobby alice META 1 EX 600");
+    let mut follower = Program::run(&program, &server, &[folder, "lobby"]);
+    follower.says(&["alice/ 1"]);
+    c.ok("PRESENCE.ONLINE lobby bob SESSION tab EX 600");
+    follower.says(&["alice/ 1", "alice/ 1, bob/tab null"]);
+    c.ok("PRESENCE.ONLINE lobby USERS 4 c d e f EX 600");
+    let crowd = "alice/ 1, bob/tab null, c/ null, d/ null, e/ null, f/ null";
+    follower.says(&["alice/ 1", "alice/ 1, bob/tab null", crowd]);
+    c.ok("PRESENCE.CLOSE lobby");
+    follower.says(&["alice/ 1", "alice/ 1, bob/tab null", crowd, "nobody"]);
+    follower.kill();
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 
 /// Carol comes online and is lost with the server; Erin comes online with the seq that Carol had.
