@@ -120,7 +120,8 @@ impl Follower {
             self.sessions.clear();
         }
         for entry in list("left") {
-            assert!(self.sessions.remove(&who(&entry)).is_some(), "{entry} of {digest}");
+            // A snapshot does not show who has expired, also before the leave.
+            self.sessions.remove(&who(&entry));
         }
         for entry in list("joined") {
             let value = (entry["joined_at"].as_i64().unwrap(), entry["meta"].clone());
