@@ -92,6 +92,9 @@ struct Found {
     session: Box<[u8]>,
 }
 
+/// The name of a space, with its place.
+type Placed = (u32, Rc<[u8]>);
+
 struct Page<'a> {
     call: &'a Call<'a>,
     owner: &'a str,
@@ -133,10 +136,10 @@ impl Page<'_> {
 
     /// The spaces at the next place from `at` on at which there are any, each with that place; and the place
     /// behind it.
-    fn spaces_from(&self, at: u32) -> (Vec<(u32, Rc<[u8]>)>, Option<u32>) {
+    fn spaces_from(&self, at: u32) -> (Vec<Placed>, Option<u32>) {
         let place_of = |hash: u64| (hash >> (u64::BITS - HALF)) as u32;
         let mut from = Some(u64::from(at) << (u64::BITS - HALF));
-        let mut spaces: Vec<(u32, Rc<[u8]>)> = Vec::new();
+        let mut spaces: Vec<Placed> = Vec::new();
         owners::with(self.call.ctx.db(), |owners| {
             if owners.live(self.owner, self.call.now()).is_none() {
                 return;
@@ -183,7 +186,7 @@ impl Page<'_> {
                     session: session.session().into(),
                 }));
             }
-            let Some(next) = next else { return None };
+            let next = next?;
             if next >> HALF > from && self.is_full() {
                 return Some(next >> HALF);
             }

@@ -223,3 +223,53 @@ fn owner_sessions_are_the_same_on_replicas_and_after_restarts() {
     assert!((0..5).all(|n| rc.int(args!["PRESENCE.COUNT", format!("s{n}")]) == 0));
     same(&mut c, &mut rc);
 }
+
+/// The primary dies while the sessions of an owner that has ended are being ended: the promoted replica goes on.
+#[test]
+fn owner_sessions_that_were_ending_end_after_a_promotion() {
+    for grace in ["0", "30000"] {
+        let config = |builder: Builder| {
+            builder
+                .config("presence.restart-grace-ms", grace)
+                .config("presence.sweep-budget-us", "100")
+        };
+        let p = config(primary()).start();
+        let r = config(replica_of(&p)).start();
+        let (mut c, mut rc) = (p.connect(), r.connect());
+        sync(&mut c, &mut rc);
+        c.ok("PRESENCE.OWNER RENEW gw EX 600");
+        let mut line: Vec<String> =
+            ["PRESENCE.ONLINE", "s", "USERS", "5000"].map(String::from).into();
+        line.extend((0..5000).map(|n| format!("u{n}")));
+        line.extend(["OWNER", "gw"].map(String::from));
+        assert_eq!(c.int(&line), 5000);
+        c.ok("PRESENCE.ONLINE s stays EX 600");
+        sync(&mut c, &mut rc);
+        assert_eq!(c.int("PRESENCE.OWNER END gw"), 5000);
+        wait_until("the word of the end", SOON, || names(&mut rc).is_empty());
+        p.stop(Stop::Kill);
+        assert_eq!(rc.int("PRESENCE.COUNT s"), 1, "grace {grace}");
+        rc.ok("REPLICAOF NO ONE");
+        let left = |c: &mut Conn| c.stat("users");
+        wait_until("the sessions to end", SOON * 4, || left(&mut rc) == 1);
+        assert_eq!(rc.int("PRESENCE.COUNT s"), 1);
+    }
+}
+
+/// A command without keys runs on the node that it is sent to, in a cluster too.
+#[test]
+fn owner_sessions_work_in_a_cluster() {
+    let server = Server::builder().config("cluster-enabled", "yes").start();
+    let mut c = server.connect();
+    c.ok("PRESENCE.OWNER RENEW gw EX 600 BIND");
+    assert_eq!(names(&mut c), ["gw"], "also while no slot is served");
+    c.ok("CLUSTER ADDSLOTSRANGE 0 16383");
+    wait_until("the cluster", SOON * 4, || c.text("CLUSTER INFO").contains("cluster_state:ok"));
+    c.ok("PRESENCE.ONLINE s a OWNER gw");
+    c.ok("PRESENCE.ONLINE t a OWNER gw");
+    assert_eq!(c.int("PRESENCE.OWNER RENEW gw PX 60000"), 2);
+    assert_eq!(page(&mut c, "gw").0.len(), 2);
+    assert_eq!(c.int("PRESENCE.OWNER END gw"), 2);
+    assert_eq!((c.int("PRESENCE.COUNT s"), c.int("PRESENCE.COUNT t")), (0, 0));
+    wait_until("the leaves", SOON, || c.stat("sessions") == 0);
+}

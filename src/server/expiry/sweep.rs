@@ -117,6 +117,8 @@ unsafe extern "C" fn tick(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
     IN_TIMER.set(true);
     let more_to_find = key_moves::settle(ctx);
     let next = if !ctx.is_primary() {
+        // They are due until the primary has ended the sessions, or until this server is promoted.
+        schedule_ended(ctx.now(), half_budget());
         slice(ctx, tidy_first).map(|due| next_tidy(ctx.now(), due))
     } else if ctx.is_paused() {
         slice(ctx, tidy_first).map(|_| next_tidy(ctx.now(), 0))
@@ -138,7 +140,7 @@ unsafe extern "C" fn tick(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
 /// Ends the owners whose leases are over. The spaces in which they had sessions are due: as many as half of the
 /// budget allows, and the others in the slices after this one.
 fn end_owners(ctx: Context) {
-    let ends = Instant::now() + Duration::from_micros(config::sweep_budget_us() / 2);
+    let ends = half_budget();
     let now = ctx.now();
     while Instant::now() < ends
         && let Some((db, owner)) = owners::end_next_expired(now)
@@ -147,6 +149,16 @@ fn end_owners(ctx: Context) {
             owner_changes::ended(ctx, &owner);
         }
     }
+    schedule_ended(now, ends);
+}
+
+/// When half of the budget of a slice is over that begins now.
+fn half_budget() -> Instant {
+    Instant::now() + Duration::from_micros(config::sweep_budget_us() / 2)
+}
+
+/// The spaces that have sessions of owners that have ended are due.
+fn schedule_ended(now: u64, ends: Instant) {
     while Instant::now() < ends
         && let Some((db, name)) = owners::next_space()
     {
