@@ -16,6 +16,8 @@ mod members;
 #[cfg(test)]
 mod model;
 mod owned;
+#[cfg(test)]
+mod owned_tests;
 mod owners_of_space;
 mod past;
 mod read;

@@ -10,6 +10,11 @@ impl Space {
         self.members.owners().is_some()
     }
 
+    /// Whether no two owners of a space that was restored have one name.
+    pub fn owners_are_unique(&self) -> bool {
+        self.members.owners_are_unique()
+    }
+
     /// Whether the owners are those of the registry with this clock, and count the sessions here.
     pub fn are_owners_bound(&self, clock: &Arc<OwnerClock>) -> bool {
         self.members.owners().is_none_or(|owners| owners.is_bound(clock))

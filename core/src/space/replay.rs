@@ -136,11 +136,7 @@ impl Space {
             }
             Effect::Owner { name, lease, offline } => {
                 let reason = if offline { Reason::Offline } else { Reason::Timeout };
-                let before = self.members.owners().map_or(0, |owners| owners.owners().count());
-                let slot = self.members.own_slot(name, OwnerLease { until: lease, reason });
-                if slot as usize != before {
-                    return Err(ApplyError("an owner is there twice"));
-                }
+                self.members.new_slot(name, OwnerLease { until: lease, reason });
             }
             Effect::OwnedSession { user, session, owner, joined_at, since, meta } => {
                 if self.members.owners().is_none_or(|owners| owners.owner(owner).is_none()) {

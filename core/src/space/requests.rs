@@ -121,8 +121,9 @@ impl Space {
         lease: Timestamp,
     ) -> Option<bool> {
         // A closed space has no sessions.
-        let id = self.live(lookup, who, now)?;
-        if self.members.lease(id)?.is_owned() {
+        let id = self.members.find_by(lookup, who.0.as_bytes(), who.1.as_bytes())?;
+        let before = self.members.lease(id)?;
+        if before.is_owned() || !before.is_live(now) {
             return None;
         }
         Some(self.set_lease(id, who, lease, false, &mut NullSink))

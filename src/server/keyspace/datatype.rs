@@ -186,6 +186,9 @@ unsafe fn load(
             (true, false) => return Err("its last event is missing"),
             (false, _) => return Err("it has no beginning"),
         }
+        if !space.owners_are_unique() {
+            return Err("an owner is there twice");
+        }
         let (epoch, seq) = space.last_id();
         if is_restore && epoch.max(seq) > MAX_RESTORED {
             return Err("an epoch or seq is out of range");

@@ -7,6 +7,7 @@ use super::super::{Reason, Timestamp};
 use super::Members;
 use crate::collections::Positions;
 use crate::owners::{Owner, OwnerClock, OwnerLease};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 impl Members {
@@ -50,10 +51,20 @@ impl Members {
         }
     }
 
-    /// The slot of such an owner.
-    pub fn own_slot(&mut self, name: &str, lease: OwnerLease) -> u32 {
-        let owner = self.own_owner(name, lease);
-        self.owners.as_mut().map_or(0, |owners| owners.slot_of(&owner))
+    /// A slot for an owner of a snapshot, which names each once: see [`Self::owners_are_unique`].
+    pub fn new_slot(&mut self, name: &str, lease: OwnerLease) {
+        let owners = self
+            .owners
+            .get_or_insert_with(|| Box::new(OwnerTable::new(Arc::new(OwnerClock::new()))));
+        let owner = owners.clock().make(name, lease);
+        owners.slot_of(&owner);
+    }
+
+    /// Whether no two owners that are not over have one name.
+    pub fn owners_are_unique(&self) -> bool {
+        let all = self.owners.iter().flat_map(|owners| owners.owners());
+        let mut names = BTreeSet::new();
+        all.filter(|(_, owner, _)| !owner.is_over()).all(|(_, owner, _)| names.insert(owner.name()))
     }
 
     pub fn has_owner(&self, owner: &Owner) -> bool {
