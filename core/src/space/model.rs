@@ -572,10 +572,11 @@ proptest! {
                     prop_assert_eq!(cut, number.map(|_| sessions));
                     if let Some(number) = number {
                         let known = &mut model.owners[number];
-                        if now + linger < known.lease {
-                            (known.lease, known.reason) = (now + linger, word);
-                            owners_there.assign(
-                                &owner_name(owner), OwnerLease { until: known.lease, reason }, now);
+                        if now + linger < known.lease || by_request {
+                            known.lease = known.lease.min(now + linger);
+                            known.reason = word;
+                            let lease = OwnerLease { until: known.lease, reason };
+                            owners_there.assign(&owner_name(owner), lease, now);
                         }
                         known.is_over = linger == 0;
                         if linger == 0 {
