@@ -445,13 +445,13 @@ fn compare_seen(space: &mut Space, model: &Model, now: u64) {
     space.advance(now);
     for user in (0..13).map(|n| format!("user{n}")) {
         let mine = || model.sessions.iter().filter(|((other, _), _)| *other == user);
-        let live = mine().filter(|(_, state)| state.lease > now).count();
+        let live = mine().filter(|(_, state)| model.is_live(state, now)).count();
         let seen = space.seen(&user, now, RETENTION);
         if live > 0 {
             assert_eq!(seen, Some(Seen { sessions: live, at: now, reason: None }));
             continue;
         }
-        let lapsed = mine().map(|(_, state)| state.lease).max();
+        let lapsed = mine().map(|(_, state)| model.until(state)).max();
         let left = model.seen.iter().find(|(other, ..)| *other == user);
         // A user who has lapsed cannot have left as well.
         assert!(lapsed.is_none() || left.is_none());
@@ -463,8 +463,8 @@ fn compare_seen(space: &mut Space, model: &Model, now: u64) {
             Some((_, _, left)) => reason == *left,
             // Of two sessions that end at one time, either is the last.
             None => mine()
-                .filter(|(_, state)| Some(state.lease) == lapsed)
-                .any(|(_, state)| reason == if state.lingering { "offline" } else { "timeout" }),
+                .filter(|(_, state)| Some(model.until(state)) == lapsed)
+                .any(|(_, state)| reason == model.reason(state)),
         };
         assert!(seen.is_none() || is_right, "{user} {reason}");
     }
