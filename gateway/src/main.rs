@@ -5,17 +5,22 @@
 
 mod core;
 mod hub;
+mod owner;
 mod presence;
 mod random;
+mod reconcile;
+mod sessions;
 mod settings;
 mod simulator;
 mod socket;
 mod subscriber;
 mod web;
 
-use crate::core::holder::ConnNumbers;
+use crate::core::conn::ConnNumbers;
 use hub::{Hubs, Shared};
+use owner::Owner;
 use presence::PresenceClient;
+use sessions::Sessions;
 use settings::Settings;
 use simulator::Simulator;
 use std::process::ExitCode;
@@ -33,6 +38,7 @@ pub struct App {
     settings: Settings,
     presence: PresenceClient,
     conns: ConnNumbers,
+    sessions: Arc<Sessions>,
     hubs: Arc<Hubs>,
     simulator: Simulator,
     connected: Arc<AtomicBool>,
@@ -52,14 +58,24 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run() -> Result<(), String> {
+/// Connects to the server, and starts the tasks that are not a client's or a space's. The sender tells sockets to close.
+async fn start() -> Result<(Arc<App>, Owner, watch::Sender<bool>), String> {
     let settings = Settings::from_env()?;
     let url = settings.redis_url.as_str();
     let client = redis::Client::open(url).map_err(|e| format!("REDIS_URL: {e}"))?;
-    let presence = PresenceClient::connect(url, settings.ttl, &settings.prefix)
+    let gateway_id = match &settings.gateway_id {
+        Some(id) => id.clone(),
+        None => random::token().map_err(|e| e.to_string())?,
+    };
+    let linger = settings.linger;
+    let (owner, owner_task) = Owner::new(&gateway_id, settings.owner_ttl, linger, client.clone());
+    let presence = PresenceClient::connect(client.clone(), owner.clone())
         .await
         .map_err(|e| format!("no server at REDIS_URL: {e}"))?;
     let prefix = channel_prefix(&presence).await?;
+    let bound = owner_task.begin().await.map_err(|e| format!("PRESENCE.OWNER: {e}"))?;
+    let (counts_sender, counts) = mpsc::unbounded_channel();
+    tokio::spawn(owner_task.run(bound, counts_sender));
 
     let connected = Arc::new(AtomicBool::new(false));
     let (subscriber, commands) = mpsc::unbounded_channel();
@@ -70,21 +86,29 @@ async fn run() -> Result<(), String> {
         by_identity: settings.by_identity,
         simulated_users: settings.simulated_users,
     };
+    let hubs = Arc::new(Hubs::new(Arc::new(shared), subscriber, prefix));
+    let sessions = Arc::<Sessions>::default();
+    tokio::spawn(reconcile::run(counts, presence.clone(), sessions.clone(), hubs.clone(), linger));
     let gateway_number = random::number().map_err(|e| e.to_string())? as u32;
     let (restart_now, restart) = watch::channel(false);
-    let seats = Arc::new(Semaphore::new(settings.max_clients));
     let app = Arc::new(App {
-        hubs: Arc::new(Hubs::new(Arc::new(shared), subscriber, prefix)),
+        hubs,
+        sessions,
         simulator: Simulator::new(presence.clone(), settings.simulated_users),
         presence,
         conns: ConnNumbers::new(gateway_number),
         connected,
-        seats: seats.clone(),
+        seats: Arc::new(Semaphore::new(settings.max_clients)),
         restart,
         stats: Mutex::default(),
         settings,
     });
+    Ok((app, owner, restart_now))
+}
 
+async fn run() -> Result<(), String> {
+    let (app, owner, restart_now) = start().await?;
+    let seats = app.seats.clone();
     let address = &app.settings.address;
     let listener = tokio::net::TcpListener::bind(address)
         .await
@@ -97,7 +121,8 @@ async fn run() -> Result<(), String> {
         ended = axum::serve(listener, router) => return ended.map_err(|e| e.to_string()),
         () = end_requested() => {}
     }
-    // Sessions keep their leases. A client that connects again in time, here or elsewhere, was never gone.
+    // A client that connects elsewhere in time was never gone.
+    let _ = tokio::time::timeout(SHUTDOWN, owner.end()).await;
     let _ = restart_now.send(true);
     let _ = tokio::time::timeout(SHUTDOWN, seats.acquire_many(all)).await;
     Ok(())

@@ -7,8 +7,12 @@ use std::time::Duration;
 pub struct Settings {
     pub address: String,
     pub redis_url: String,
-    /// The lease of a client, in ms.
+    /// How long a client may send nothing, in ms.
     pub ttl: u64,
+    /// The name of the owner; None: a random one.
+    pub gateway_id: Option<String>,
+    /// The owner's lease, in ms.
+    pub owner_ttl: u64,
     /// How long a session stays live after its socket closes, in ms.
     pub linger: u64,
     pub ping: Duration,
@@ -31,6 +35,8 @@ impl Settings {
             address: format!("{}:{port}", text("HOST", "127.0.0.1")),
             redis_url: text("REDIS_URL", "redis://127.0.0.1:6379"),
             ttl: number("PRESENCE_TTL", 60_000, 100, 86_400_000)?,
+            gateway_id: gateway_id()?,
+            owner_ttl: number("OWNER_TTL", 15_000, 300, 86_400_000)?,
             linger: number("LINGER_MS", 5000, 0, 3_600_000)?,
             ping: Duration::from_millis(number("PING_MS", 30_000, 100, 3_600_000)?),
             prefix: text("SPACE_PREFIX", ""),
@@ -45,6 +51,15 @@ impl Settings {
 
 fn text(name: &str, default: &str) -> String {
     env::var(name).ok().filter(|v| !v.is_empty()).unwrap_or_else(|| default.into())
+}
+
+/// Owners have names of 1 to 512 bytes.
+fn gateway_id() -> Result<Option<String>, String> {
+    let id = env::var("GATEWAY_ID").ok().filter(|v| !v.is_empty());
+    match id {
+        Some(id) if id.len() > 512 => Err("GATEWAY_ID is longer than 512 bytes".into()),
+        id => Ok(id),
+    }
 }
 
 fn number(name: &str, default: u64, min: u64, max: u64) -> Result<u64, String> {

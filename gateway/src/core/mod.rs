@@ -3,10 +3,10 @@
 
 pub mod action;
 pub mod claim;
+pub mod conn;
 pub mod event;
 pub mod follow;
 pub mod hello;
-pub mod holder;
 pub mod peer;
 pub mod protocol;
 pub mod room;

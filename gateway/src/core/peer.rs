@@ -11,17 +11,8 @@ pub enum PeerMessage {
     Ask { user: String, session: String, nonce: u64 },
     /// Answers `Ask`: this gateway has one.
     Held { nonce: u64 },
-    /// The client of this session has a new connection, `conn`. All other connections end. `marked`: the holder key
-    /// says which connection is the newest.
-    Replaced {
-        user: String,
-        session: String,
-        conn: u64,
-        #[serde(default)]
-        marked: bool,
-    },
-    /// A socket of this session closed, and its lease was cut to the linger.
-    Closed { user: String, session: String },
+    /// The client of this session has a new connection, `conn`. The server says which connection is the newest.
+    Replaced { user: String, session: String, conn: u64 },
 }
 
 impl PeerMessage {
@@ -43,10 +34,11 @@ mod tests {
         let message = PeerMessage::Cursor { from: "a".into(), text: "{}".into() };
         assert_eq!(PeerMessage::parse(message.json().as_bytes()), Some(message));
         assert_eq!(PeerMessage::parse(b"{\"what\":1}"), None);
-        // As gateways sent it before there were holder keys.
-        let old = br#"{"replaced":{"user":"a","session":"i","conn":18446744073709551615}}"#;
+        // As gateways with holder keys sent it.
+        let old =
+            br#"{"replaced":{"user":"a","session":"i","conn":18446744073709551615,"marked":true}}"#;
         let (user, session) = ("a".to_string(), "i".to_string());
-        let replaced = PeerMessage::Replaced { user, session, conn: u64::MAX, marked: false };
+        let replaced = PeerMessage::Replaced { user, session, conn: u64::MAX };
         assert_eq!(PeerMessage::parse(old), Some(replaced));
     }
 }

@@ -144,7 +144,7 @@ impl Hub {
         for Waiting { attach, reply, .. } in reached {
             if reply.is_closed() {
                 // The socket has waited too long, and is gone.
-                self.unclaim(&attach.key);
+                self.unclaim(attach.session.key());
                 continue;
             }
             let attached = self.attach(attach);
@@ -153,32 +153,32 @@ impl Hub {
     }
 
     fn attach(&mut self, attach: Attach) -> Attached {
-        let recheck = self.unclaim(&attach.key);
-        if self.room.get(&attach.key).is_none() {
+        let (conn, key) = (attach.session.conn, attach.session.key().clone());
+        let recheck = self.unclaim(&key);
+        if self.room.get(&key).is_none() {
             return Attached::Gone;
         }
-        if !attach.resumed && self.room.count_id(&attach.key.1) > 1 {
+        if !attach.resumed && self.room.count_id(&key.1) > 1 {
             return Attached::Conflict;
         }
-        if let Some(former) = self.by_key.get(&attach.key).copied() {
-            // The server decided by the numbers of the connections, so this does not depend on the order here.
-            if former > attach.conn {
+        if let Some(former) = self.by_key.get(&key).copied() {
+            // The session went to the later connection, in whichever order the two arrive here.
+            if former > conn {
                 return Attached::Replaced;
             }
             self.close(former, CloseReason::Replaced);
         }
         if attach.resumed {
-            let (user, session) = attach.key.clone();
-            let (conn, marked) = (attach.conn, self.shared.presence.fenced);
-            self.publish(PeerMessage::Replaced { user, session, conn, marked });
+            let (user, session) = key.clone();
+            self.publish(PeerMessage::Replaced { user, session, conn });
         }
         let first = self.first_message(&attach);
-        let Attach { conn, key, detail, out, close, renewed, resumed, .. } = attach;
+        let Attach { session, detail, out, close, .. } = attach;
         let _ = out.try_send(first.into());
         self.by_key.insert(key.clone(), conn);
-        self.conns.insert(conn, Conn { key, detail, out, close, renewed, announcing: resumed });
+        self.conns.insert(conn, Conn { key, detail, out, close, session, returning: false });
         if recheck {
-            self.recheck(vec![conn]);
+            self.recheck(vec![conn], true);
         }
         Attached::Yes
     }
@@ -192,6 +192,6 @@ impl Hub {
         };
         let list = self.list(attach.detail);
         let detail = attach.detail.then_some(&detail);
-        protocol::welcome(&attach.key.1, attach.token.as_deref(), &list, detail)
+        protocol::welcome(&attach.session.key().1, attach.token.as_deref(), &list, detail)
     }
 }

@@ -2,9 +2,9 @@
 
 use crate::core::event::{EventId, Meta};
 use crate::core::room::Key;
-use crate::presence::SessionState;
+use crate::sessions::{OwnSession, SessionState};
 use axum::extract::ws::Utf8Bytes;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 
@@ -32,10 +32,16 @@ pub enum HubCommand {
         attach: Attach,
         reply: oneshot::Sender<Attached>,
     },
-    /// A socket closed. The reply says whether its session was still its own.
+    /// A socket closed. The reply comes when the hub does not know it any more.
     Detach {
         conn: u64,
-        reply: oneshot::Sender<bool>,
+        reply: oneshot::Sender<()>,
+    },
+    /// A client is active: if its session does not exist, the room is out of date.
+    Check,
+    /// The owner of this gateway's sessions does not have this one.
+    Recheck {
+        key: Key,
     },
     /// The server has said at `said` whether a session is live. If the room says otherwise, it is out of date. The reply
     /// comes when the room is right.
@@ -81,8 +87,7 @@ pub enum Claimed {
 
 /// A socket whose session is live. `at` is the space's last event after it began or was continued.
 pub struct Attach {
-    pub conn: u64,
-    pub key: Key,
+    pub session: Arc<OwnSession>,
     pub at: EventId,
     pub resumed: bool,
     /// For the first message, if the client is to get it.
@@ -90,7 +95,6 @@ pub struct Attach {
     pub detail: bool,
     pub out: mpsc::Sender<Utf8Bytes>,
     pub close: oneshot::Sender<CloseReason>,
-    pub renewed: Arc<Mutex<Instant>>,
 }
 
 #[derive(Debug, PartialEq)]

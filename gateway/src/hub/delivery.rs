@@ -9,21 +9,27 @@ use axum::extract::ws::Utf8Bytes;
 
 impl Hub {
     pub fn deliver_event(&mut self, event: &Event, changes: &[Change]) {
-        let reason = match event.kind {
-            Kind::Close => CloseReason::SpaceClosed,
-            _ => CloseReason::Expired,
-        };
         for change in changes {
             if let Change::Left(member) = change
                 && let Some(conn) = self.by_key.get(&member.key()).copied()
             {
-                self.close(conn, reason);
+                self.session_ended(conn, event);
             }
         }
         self.deliver_changes(changes);
         if self.conns.values().any(|c| c.detail) {
             let text = protocol::space_event(event).into();
             self.send(&text, |conn| conn.detail);
+        }
+    }
+
+    /// The session of a socket has ended. If nothing but its owner's lease ended, the client is not concerned: the
+    /// session is brought back.
+    fn session_ended(&mut self, conn: u64, event: &Event) {
+        match event.kind {
+            Kind::Close => self.close(conn, CloseReason::SpaceClosed),
+            _ if event.reason.as_deref() == Some("timeout") => self.bring_back(conn),
+            _ => self.close(conn, CloseReason::Expired),
         }
     }
 
@@ -55,7 +61,7 @@ impl Hub {
         failed.into_iter().for_each(|conn| self.close(conn, CloseReason::Slow));
     }
 
-    /// Closes a socket. Its session is no longer its own.
+    /// Closes a socket.
     pub fn close(&mut self, conn: u64, why: CloseReason) {
         if let Some(conn) = self.drop_conn(conn) {
             let _ = conn.close.send(why);

@@ -1,6 +1,6 @@
 //! Following the space: the room becomes what the space is.
 
-use super::task::Hub;
+use super::task::{CHECK_EVERY, Conn, Hub};
 use super::{Claimed, CloseReason};
 use crate::core::event::{Event, EventId};
 use crate::core::protocol;
@@ -55,9 +55,19 @@ impl Hub {
         self.attach_waiting();
     }
 
+    /// A client is active. Finds out soon whether the room is out of date.
+    pub async fn check(&mut self) {
+        if self.ready && self.audited.elapsed() > CHECK_EVERY {
+            self.audit().await;
+        } else {
+            self.check = true;
+        }
+    }
+
     /// Reads the last id of the space. If it is another one than the room's, events were missed.
     pub async fn audit(&mut self) {
         self.audited = Instant::now();
+        self.check = false;
         let known = self.room.last;
         if self.shared.presence.last_id(&self.space).await.is_ok_and(|last| last != known) {
             self.catch_up(Read::Events).await;
@@ -122,7 +132,8 @@ impl Hub {
     }
 
     fn close_conns_without_session(&mut self) {
-        let without = self.conns.iter().filter(|(_, c)| self.room.get(&c.key).is_none());
+        let lost = |c: &Conn| !c.returning && self.room.get(&c.key).is_none();
+        let without = self.conns.iter().filter(|(_, c)| lost(c));
         let conns: Vec<u64> = without.map(|(conn, _)| *conn).collect();
         conns.into_iter().for_each(|conn| self.close(conn, CloseReason::Expired));
     }

@@ -15,6 +15,7 @@ mod task;
 pub use command::{Attach, Attached, Claim, Claimed, CloseReason, HubCommand};
 
 use crate::presence::PresenceClient;
+use crate::sessions::Name;
 use crate::subscriber::{Channels, SubscriberCommand};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,6 +59,16 @@ impl Hubs {
         Channels {
             events: format!("{}{space}", self.channel_prefix),
             peers: format!("presence-gateway:{space}"),
+        }
+    }
+
+    /// The owner does not have these sessions: their hubs find out why.
+    pub fn recheck(&self, names: Vec<Name>) {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        for (space, key) in names {
+            if let Some((hub, _)) = running.get(&space) {
+                let _ = hub.send(HubCommand::Recheck { key });
+            }
         }
     }
 

@@ -1,6 +1,5 @@
 //! Messages to and from other gateways, on the peer channel of the space.
 
-use super::CloseReason;
 use super::task::Hub;
 use crate::core::peer::PeerMessage;
 use crate::core::room::Key;
@@ -25,15 +24,8 @@ impl Hub {
                     let _ = asking.reply.send(super::Claimed::New);
                 }
             }
-            Some(PeerMessage::Replaced { user, session, conn, marked }) => {
-                self.replaced(&(user, session), conn, marked);
-            }
-            Some(PeerMessage::Closed { user, session }) => {
-                let key = (user, session);
-                self.recheck_claims(&key);
-                if let Some(conn) = self.by_key.get(&key).copied() {
-                    self.recheck(vec![conn]);
-                }
+            Some(PeerMessage::Replaced { user, session, conn }) => {
+                self.replaced(&(user, session), conn);
             }
             None => {}
         }
@@ -51,22 +43,12 @@ impl Hub {
     }
 
     /// Connection `conn`, here or at another gateway, has taken over the session.
-    fn replaced(&mut self, key: &Key, conn: u64, marked: bool) {
-        self.recheck_claims(key);
-        let Some(held) = self.by_key.get(key).copied() else { return };
-        let Some(holder) = self.conns.get_mut(&held) else { return };
-        if held == conn {
-            holder.announcing = false;
-        } else if marked && self.shared.presence.fenced {
-            self.recheck(vec![held]);
-        } else if !holder.announcing {
-            self.close(held, CloseReason::Replaced);
-        }
-    }
-
-    fn recheck_claims(&mut self, key: &Key) {
+    fn replaced(&mut self, key: &Key, conn: u64) {
         if let Some(claims) = self.claimed.get_mut(key) {
             claims.recheck = true;
+        }
+        if let Some(held) = self.by_key.get(key).copied().filter(|held| *held != conn) {
+            self.recheck(vec![held], true);
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use super::{Attach, Attached, Claim, Claimed, CloseReason, HubCommand, Shared};
 use crate::core::room::{Key, Room};
+use crate::sessions::OwnSession;
 use axum::extract::ws::Utf8Bytes;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
@@ -12,6 +13,8 @@ use tokio::sync::oneshot;
 const TICK: Duration = Duration::from_millis(500);
 /// How often the last id of the space is read. This finds a space that was deleted, and a last event that got lost.
 const AUDIT_EVERY: Duration = Duration::from_secs(5);
+/// The same, if clients are active. They are not asked one by one, so this is once for all clients in the space.
+pub(super) const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Hub {
     pub shared: Arc<Shared>,
@@ -44,6 +47,8 @@ pub(super) struct Hub {
     /// Connections whose sessions are rechecked at the next tick.
     pub to_recheck: Vec<u64>,
     pub audited: Instant,
+    /// A client was active since then.
+    pub check: bool,
 }
 
 /// A socket in the space.
@@ -52,9 +57,9 @@ pub(super) struct Conn {
     pub detail: bool,
     pub out: mpsc::Sender<Utf8Bytes>,
     pub close: oneshot::Sender<CloseReason>,
-    pub renewed: Arc<Mutex<Instant>>,
-    /// Its own `Replaced` has not arrived yet: one that arrives before it is older.
-    pub announcing: bool,
+    pub session: Arc<OwnSession>,
+    /// Its session ended with the owner's lease, and is brought back.
+    pub returning: bool,
 }
 
 pub(super) struct Waiting {
@@ -104,6 +109,7 @@ impl Hub {
             snapshot_at: None,
             to_recheck: Vec::new(),
             audited: Instant::now(),
+            check: false,
         }
     }
 
@@ -137,7 +143,12 @@ impl Hub {
             }
             HubCommand::Rechecked { conns, found: None } => self.to_recheck.extend(conns),
             HubCommand::Rechecked { found: Some(found), .. } => self.rechecked(found).await,
-            HubCommand::Detach { conn, reply } => drop(reply.send(self.drop_conn(conn).is_some())),
+            HubCommand::Detach { conn, reply } => {
+                self.drop_conn(conn);
+                let _ = reply.send(());
+            }
+            HubCommand::Check => self.check().await,
+            HubCommand::Recheck { key } => self.to_recheck.extend(self.by_key.get(&key)),
             HubCommand::AskOver { nonce } => self.nobody_answered(nonce),
             HubCommand::Stop => {}
         }
@@ -149,7 +160,8 @@ impl Hub {
         }
         self.catch_up_if_overdue().await;
         self.recheck_pending();
-        if self.ready && self.audited.elapsed() > AUDIT_EVERY {
+        let every = if self.check { CHECK_EVERY } else { AUDIT_EVERY };
+        if self.ready && self.audited.elapsed() > every {
             self.audit().await;
         }
     }

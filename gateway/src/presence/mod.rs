@@ -4,36 +4,35 @@ mod reads;
 mod replies;
 mod sessions;
 
-pub use sessions::{Condition, Online, OwnSession, SessionState};
+pub use sessions::{Condition, Keeper, Online};
 
 use crate::core::room::Key;
+use crate::owner::Owner;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{RedisResult, cmd};
 use replies::unexpected;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Number of members or sessions that one request reads.
+const PAGE: usize = 1000;
+
 #[derive(Clone)]
 pub struct PresenceClient {
     redis: ConnectionManager,
-    ttl: u64,
-    /// Scripts are allowed. If not, there are no holder keys, and late commands of a gateway count.
-    pub fenced: bool,
+    /// It owns the sessions of this gateway's clients.
+    owner: Owner,
 }
 
 impl PresenceClient {
-    /// `prefix` is in front of the names of all spaces.
-    pub async fn connect(url: &str, ttl: u64, prefix: &str) -> RedisResult<PresenceClient> {
+    pub async fn connect(client: redis::Client, owner: Owner) -> RedisResult<PresenceClient> {
         let config = ConnectionManagerConfig::new()
             .set_response_timeout(Some(Duration::from_secs(10)))
             .set_connection_timeout(Some(Duration::from_secs(2)))
             .set_max_delay(Duration::from_millis(500))
             .set_number_of_retries(3);
-        let client = redis::Client::open(url)?;
         let redis = ConnectionManager::new_with_config(client, config).await?;
-        let mut presence = PresenceClient { redis, ttl, fenced: true };
-        presence.fenced = presence.scripts_allowed(prefix).await?;
-        Ok(presence)
+        Ok(PresenceClient { redis, owner })
     }
 
     pub async fn message(&self, space: &str, key: &Key, text: &str) -> RedisResult<bool> {

@@ -1,13 +1,12 @@
 //! Reads of a space: snapshots and events.
 
-use super::PresenceClient;
 use super::replies::{event_id, field, items, read, read_member, string, unexpected};
+use super::{PAGE, PresenceClient};
 use crate::core::event::{Event, EventId};
 use crate::core::follow::EventsAfter;
 use crate::core::room::{Member, Room};
 use redis::{RedisResult, Value, cmd};
 
-const PAGE: usize = 1000;
 /// How often a space is read page by page. If it changes too fast for that, it is then read in one call.
 const PAGED_READS: usize = 3;
 

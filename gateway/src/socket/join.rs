@@ -7,11 +7,12 @@ use crate::core::hello::Hello;
 use crate::core::room::Key;
 use crate::core::token;
 use crate::hub::{Attach, Attached, Claim, Claimed, CloseReason, HubCommand, HubHandle};
-use crate::presence::{Condition, Online};
+use crate::presence::Condition;
 use crate::random;
+use crate::sessions::{Begun, OwnSession};
 use axum::extract::ws::Utf8Bytes;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{mpsc, oneshot};
 
@@ -46,8 +47,6 @@ struct Grant {
     meta: Meta,
     token: Option<String>,
     resumed: bool,
-    /// The id was made up, so it was never in use before.
-    new_id: bool,
 }
 
 /// The claim of an id, which is given up if no socket is attached.
@@ -74,19 +73,11 @@ struct Join {
 
 /// What comes of one attempt, if the client is not refused.
 enum Attempt {
-    In(JoinedSession),
+    In(Arc<OwnSession>, oneshot::Receiver<CloseReason>),
     /// The room was out of date.
     Again,
     /// Another client has the id.
     AgainWithNewId,
-}
-
-struct JoinedSession {
-    conn: u64,
-    key: Key,
-    meta: Meta,
-    renewed: Arc<Mutex<Instant>>,
-    close: oneshot::Receiver<CloseReason>,
 }
 
 impl Session {
@@ -100,9 +91,9 @@ impl Session {
         for number in 0..ATTEMPTS {
             let grant = join.claim().await?;
             match join.attempt(grant, number).await? {
-                Attempt::In(JoinedSession { conn, key, meta, renewed, close }) => {
+                Attempt::In(own, close) => {
                     let Join { app, handle, out, .. } = join;
-                    return Ok((Session { app, handle, conn, key, meta, out, renewed }, close));
+                    return Ok((Session { app, handle, own, out }, close));
                 }
                 Attempt::Again => {}
                 Attempt::AgainWithNewId => join.hello.id = None,
@@ -130,8 +121,7 @@ impl Join {
             token_hash: None,
         };
         let asked_for = hello.id.clone().unwrap_or_default();
-        let (new_id, resumed) =
-            (matches!(claimed, Claimed::New), matches!(claimed, Claimed::Resume(_)));
+        let resumed = matches!(claimed, Claimed::Resume(_));
         let (id, token) = match claimed {
             Claimed::Refused(why) => return Err(Refusal::Unavailable(why)),
             Claimed::New => (random::uuid()?, Some(random::token()?)),
@@ -151,22 +141,22 @@ impl Join {
         if !resumed {
             meta.token_hash = token.as_deref().map(token::hash);
         }
-        Ok(Grant { key: (hello.identity.clone(), id), meta, token, resumed, new_id })
+        Ok(Grant { key: (hello.identity.clone(), id), meta, token, resumed })
     }
 
     /// Begins or continues the session, and attaches to the hub.
     async fn attempt(&self, grant: Grant, number: u32) -> Result<Attempt, Refusal> {
         let Join { app, handle, .. } = self;
-        let Grant { key, meta, token, resumed, new_id } = grant;
+        let Grant { key, meta, token, resumed } = grant;
         let mut reserved = Reserved { hub: &handle.hub, key: Some(key.clone()) };
-        let renewed = Arc::new(Mutex::new(Instant::now()));
-        let conn = app.conns.next();
+        let name = (handle.space.clone(), key.clone());
+        let (conn, linger) = (app.conns.next(), app.settings.linger);
+        let own = OwnSession::new(app.presence.clone(), &app.sessions, name, conn, meta, linger);
         let condition = if resumed { Condition::Present } else { Condition::Absent };
-        let online = app.presence.online(&handle.space, &key, &meta, condition, conn, new_id).await;
-        let at = match online.map_err(refusal)? {
-            Online::At(at) => at,
-            Online::Newer => return Ok(Attempt::Again),
-            Online::Unmet => {
+        let at = match own.begin(condition).await.map_err(refusal)? {
+            Begun::At(at) => at,
+            Begun::Newer => return Ok(Attempt::Again),
+            Begun::Unmet => {
                 drop(reserved);
                 self.correct_room(key, !resumed, number).await;
                 return Ok(Attempt::Again);
@@ -174,27 +164,28 @@ impl Join {
         };
         let (close_sender, close) = oneshot::channel();
         let attach = Attach {
-            conn,
-            key: key.clone(),
+            session: own.clone(),
             at,
             resumed,
             token,
             detail: self.hello.events,
             out: self.out.clone(),
             close: close_sender,
-            renewed: renewed.clone(),
         };
         reserved.key = None; // From here on the hub has it.
         drop(reserved);
         let (reply, attached) = oneshot::channel();
         let _ = handle.hub.send(HubCommand::Attach { attach, reply });
         match attached.await.map_err(|_| UNAVAILABLE)? {
-            Attached::Yes => Ok(Attempt::In(JoinedSession { conn, key, meta, renewed, close })),
+            Attached::Yes => Ok(Attempt::In(own, close)),
             Attached::Conflict => {
-                let _ = app.presence.offline(&handle.space, &key, conn, 0).await;
+                let _ = own.end(0).await;
                 Ok(Attempt::AgainWithNewId)
             }
-            Attached::Gone => Ok(Attempt::Again),
+            Attached::Gone => {
+                own.release();
+                Ok(Attempt::Again)
+            }
             Attached::Replaced => Err(Refusal::Replaced),
         }
     }

@@ -6,17 +6,15 @@ mod read;
 mod write;
 
 use crate::App;
-use crate::core::event::Meta;
 use crate::core::hello::Hello;
-use crate::core::peer::PeerMessage;
 use crate::core::protocol;
 use crate::core::room::Key;
 use crate::hub::{CloseReason, HubCommand, HubHandle};
-use crate::presence::SessionState;
+use crate::sessions::OwnSession;
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
 use futures_util::{SinkExt, StreamExt};
 use join::Refusal;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -34,11 +32,8 @@ const SPACE_IS_CLOSED: &str = "this space is closed";
 struct Session {
     app: Arc<App>,
     handle: HubHandle,
-    conn: u64,
-    key: Key,
-    meta: Meta,
+    own: Arc<OwnSession>,
     out: mpsc::Sender<Utf8Bytes>,
-    renewed: Arc<Mutex<Instant>>,
 }
 
 /// How a socket ended.
@@ -48,6 +43,8 @@ enum Ended {
     Disconnected,
     /// The client sent `leave`.
     Left,
+    /// The client sent nothing for too long.
+    TimedOut,
     /// The gateway closes it.
     Closed(CloseReason),
 }
@@ -71,7 +68,12 @@ pub async fn serve(mut socket: WebSocket, app: Arc<App>, path: String, query: St
         ended = write::write(&mut sink, queue, close, &app) => ended,
     };
     session.leave(&ended).await;
-    if let Ended::Closed(why) = ended {
+    let why = match ended {
+        Ended::Closed(why) => Some(why),
+        Ended::TimedOut => Some(CloseReason::Expired),
+        Ended::Disconnected | Ended::Left => None,
+    };
+    if let Some(why) = why {
         let (text, code, reason) = last_words(why);
         let close = Message::Close(Some(CloseFrame { code, reason: reason.into() }));
         let sent = async {
@@ -117,24 +119,19 @@ async fn refuse(socket: &mut WebSocket, why: &str, code: u16) {
 
 impl Session {
     async fn leave(&self, ended: &Ended) {
-        let (reply, own) = oneshot::channel();
-        let _ = self.handle.hub.send(HubCommand::Detach { conn: self.conn, reply });
-        // If the session is not its own any more, it goes on at another socket, or has ended.
-        if !own.await.unwrap_or(false) {
-            return;
-        }
+        let (reply, done) = oneshot::channel();
+        let _ = self.handle.hub.send(HubCommand::Detach { conn: self.own.conn, reply });
+        let _ = done.await;
         let linger = match ended {
             Ended::Disconnected => self.app.settings.linger,
-            Ended::Left => 0,
-            // The client can come back, here or at another gateway, as long as its lease lasts.
-            Ended::Closed(_) => return,
+            Ended::Left | Ended::TimedOut => 0,
+            // It can come back until the time is over in which it must send something.
+            Ended::Closed(CloseReason::Slow) => self.app.settings.ttl,
+            // The session has ended, or is another connection's. At a restart the owner ends with a linger.
+            Ended::Closed(_) => return self.own.release(),
         };
-        let presence = &self.app.presence;
-        let state = presence.offline(&self.handle.space, &self.key, self.conn, linger).await;
-        if state.is_ok_and(|state| state == SessionState::Live) && linger > 0 {
-            let (user, session) = self.key.clone();
-            let channel = self.app.hubs.channels(&self.handle.space).peers;
-            let _ = presence.publish(&channel, &PeerMessage::Closed { user, session }.json()).await;
+        if let Err(error) = self.own.end(linger).await {
+            eprintln!("gateway: cannot end a session: {error}");
         }
     }
 

@@ -5,12 +5,11 @@ use super::{Ended, SPACE_IS_CLOSED, Session, UNAVAILABLE};
 use crate::core::action::{Action, parse_action};
 use crate::core::peer::PeerMessage;
 use crate::core::protocol;
-use crate::hub::CloseReason;
-use crate::presence::SessionState;
+use crate::hub::{CloseReason, HubCommand};
+use crate::sessions::SessionState;
 use axum::extract::ws::{Message, WebSocket};
 use futures_util::StreamExt;
 use futures_util::stream::SplitStream;
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
@@ -19,60 +18,70 @@ impl Session {
     /// So a client that sends all the time slows itself down.
     pub(super) async fn read(&mut self, stream: &mut SplitStream<WebSocket>) -> Ended {
         let silence = self.app.settings.ping * 2 + Duration::from_secs(5);
+        let ttl = Duration::from_millis(self.app.settings.ttl);
         let mut rate = RateLimit::new(self.app.settings.rate);
+        let mut active = Instant::now();
         loop {
-            let bytes = match timeout(silence, stream.next()).await {
+            let left = ttl.saturating_sub(active.elapsed());
+            let bytes = match timeout(left.min(silence), stream.next()).await {
                 Ok(Some(Ok(Message::Text(text)))) => axum::body::Bytes::from(text),
                 Ok(Some(Ok(Message::Binary(bytes)))) => bytes,
+                Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) if left.is_zero() => {
+                    return Ended::TimedOut;
+                }
                 Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => continue,
+                Err(_) if left <= silence => return Ended::TimedOut,
                 // Closed, broken, or it does not even answer pings.
                 _ => return Ended::Disconnected,
             };
             rate.wait().await;
-            match parse_action(&bytes, &self.key.1) {
+            match parse_action(&bytes, &self.own.key().1) {
                 Ok(Action::Leave) => return Ended::Left,
-                Ok(action) => match self.act(action).await {
-                    Ok(SessionState::Live) => {}
-                    Ok(SessionState::Moved) => return Ended::Closed(CloseReason::Replaced),
-                    Ok(SessionState::Gone) => {
-                        Session::correct(&self.handle, self.key.clone(), false).await;
-                        return Ended::Closed(CloseReason::Expired);
+                Ok(Action::Simulate(what)) => {
+                    self.send(self.app.simulator.handle(&self.handle.space, what));
+                }
+                Ok(action) => {
+                    active = Instant::now();
+                    if let Some(ended) = self.act(action).await {
+                        return ended;
                     }
-                    Err(error) => self.send(protocol::error(match error.code() {
-                        Some("CLOSED") => SPACE_IS_CLOSED,
-                        _ => UNAVAILABLE,
-                    })),
-                },
+                }
                 Err(why) => self.send(protocol::error(&why)),
             }
         }
     }
 
-    /// Does what the client asks for. Returns the state of its session.
-    async fn act(&mut self, action: Action) -> redis::RedisResult<SessionState> {
-        let (app, space, key) = (&self.app, &self.handle.space, &self.key);
-        if let Action::Simulate(what) = action {
-            self.send(app.simulator.handle(space, what));
-            return Ok(SessionState::Live);
-        }
-        // Set before the renewal is sent: a recheck compares the lease with it, and must not take an older renewal for
-        // the last one.
-        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        let renewed = app.presence.renew(space, key, self.conn, app.settings.ttl);
-        match action {
+    /// Does what the client asks for. Returns how the socket ends, if it does.
+    async fn act(&self, action: Action) -> Option<Ended> {
+        let (app, space, key) = (&self.app, &self.handle.space, self.own.key());
+        // The server does not hear of every action, so the hub makes sure that the session is still there.
+        let _ = self.handle.hub.send(HubCommand::Check);
+        let result = match action {
             Action::Cursor(text) => {
                 let channel = app.hubs.channels(space).peers;
                 let cursor = PeerMessage::Cursor { from: key.1.clone(), text }.json();
-                Ok(tokio::try_join!(renewed, app.presence.publish(&channel, &cursor))?.0)
+                app.presence.publish(&channel, &cursor).await.map(|_| SessionState::Live)
             }
             Action::Message(text) => {
-                Ok(tokio::try_join!(renewed, app.presence.message(space, key, &text))?.0)
+                app.presence.message(space, key, &text).await.map(|_| SessionState::Live)
             }
-            Action::Status(status) => {
-                self.meta.status = status;
-                app.presence.update(space, key, self.conn, &self.meta).await
+            Action::Status(status) => self.own.set_status(status).await,
+            Action::Ping | Action::Leave | Action::Simulate(_) => Ok(SessionState::Live),
+        };
+        match result {
+            Ok(SessionState::Live) => None,
+            Ok(SessionState::Moved) => Some(Ended::Closed(CloseReason::Replaced)),
+            Ok(SessionState::Gone) => {
+                Session::correct(&self.handle, key.clone(), false).await;
+                Some(Ended::Closed(CloseReason::Expired))
             }
-            Action::Ping | Action::Leave | Action::Simulate(_) => renewed.await,
+            Err(error) => {
+                self.send(protocol::error(match error.code() {
+                    Some("CLOSED") => SPACE_IS_CLOSED,
+                    _ => UNAVAILABLE,
+                }));
+                None
+            }
         }
     }
 

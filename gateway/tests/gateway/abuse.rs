@@ -2,7 +2,9 @@
 
 use crate::harness::*;
 use futures_util::{SinkExt, StreamExt};
+use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 /// Numbers that are the same in each run (xorshift).
@@ -126,14 +128,19 @@ async fn a_slow_client_is_closed_and_the_others_stay() {
     // Until the system's buffers on both sides, and then the queue, are full: the slow one is the only one that does
     // not read, and one that is dropped shows in nothing but its own socket.
     let payload = "x".repeat(30_000);
+    // The sender is never more than half a queue ahead of the one that reads.
+    let ahead = Arc::new(Semaphore::new(32));
+    let read = ahead.clone();
     let reading = tokio::spawn(async move {
         for n in 0..1500 {
             let message = reader.next().await;
             assert_eq!(message["n"], n);
+            read.add_permits(1);
         }
         reader
     });
     for n in 0..1500 {
+        ahead.acquire().await.unwrap().forget();
         sender.send(json!({"action": "cursor", "n": n, "x": payload})).await;
     }
     let mut reader = reading.await.unwrap();

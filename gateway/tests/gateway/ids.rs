@@ -197,9 +197,9 @@ async fn the_old_socket_closes_after_the_new_one_came() {
         tokio::time::sleep(ms(1500)).await;
         assert!(watcher.so_far().await.is_empty());
         // What an old gateway does that is very late.
-        let _: i64 = server.ask(&format!("PRESENCE.OFFLINE s alice SESSION {id} LINGER 700")).await;
-        let closed = json!({"closed": {"user": "alice", "session": id}}).to_string();
-        let _: i64 = server.ask_words(&["PUBLISH", "presence-gateway:s", &closed]).await;
+        let _: i64 = server.ask("PRESENCE.OWNER RENEW late").await;
+        let offline = format!("PRESENCE.OFFLINE s alice SESSION {id} LINGER 700 OWNER late");
+        let _: i64 = server.ask(&offline).await;
         tokio::time::sleep(ms(1500)).await;
         assert!(watcher.so_far().await.is_empty());
         let own = new.own();

@@ -18,5 +18,6 @@ mod ids;
 mod load;
 mod loss;
 mod moves;
+mod owners;
 mod protocol;
 mod rights;

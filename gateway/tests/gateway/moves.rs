@@ -66,6 +66,20 @@ async fn move_client(n: usize, old: Client, to: &Gateway, space: &str, order: Or
     new
 }
 
+/// Moves all clients, some at a time.
+async fn move_all(old: Vec<Client>, to: &Gateway, space: &str, order: Order) -> Vec<Client> {
+    let mut moved = Vec::new();
+    let mut left = old.into_iter().enumerate();
+    loop {
+        let some: Vec<_> = left.by_ref().take(AT_A_TIME).collect();
+        if some.is_empty() {
+            return moved;
+        }
+        let some = some.into_iter().map(|(n, old)| move_client(n, old, to, space, order));
+        moved.extend(join_all(some).await);
+    }
+}
+
 /// Repeats the fault until `stop` is set. All links are up at the end.
 async fn make(fault: Fault, server: &Server, links: &[Proxy; 2], stop: Arc<AtomicBool>) {
     for round in 0.. {
@@ -98,10 +112,13 @@ async fn everybody_moves(linger: Option<&str>, order: Order) {
     let server = Server::start().await;
     let _: String = server.ask("CONFIG SET presence.history-length 100000").await;
     let links = [Proxy::to(server.port), Proxy::to(server.port)];
-    let settings: Vec<(&str, &str)> = linger.map(|ms| ("LINGER_MS", ms)).into_iter().collect();
-    let gateways =
-        [&links[0], &links[1]].map(|link| Gateway::try_with(&url_of(link), &settings).unwrap());
-    let other = Gateway::start(&server).await;
+    let names = ["one", "two"];
+    let gateways = [0, 1].map(|n| {
+        let linger = linger.map(|ms| ("LINGER_MS", ms));
+        let settings: Vec<_> = [("GATEWAY_ID", names[n])].into_iter().chain(linger).collect();
+        Gateway::try_with(&url_of(&links[n]), &settings).unwrap()
+    });
+    let other = Gateway::with(&server, &[("GATEWAY_ID", "other")]).await;
     // Without a linger, a client whose old socket closes before it has a new one is gone in between.
     let silent = linger != Some("0") || order == Order::ConnectThenClose;
     for fault in [Fault::Nothing, Fault::Subscriptions, Fault::Links] {
@@ -122,18 +139,8 @@ async fn everybody_moves(linger: Option<&str>, order: Order) {
             join_all(clients.iter_mut().map(Client::so_far)).await;
             let stop = Arc::new(AtomicBool::new(false));
             let moving = async {
-                let mut moved = Vec::new();
-                let mut left = clients.drain(..).enumerate();
-                loop {
-                    let some: Vec<_> = left.by_ref().take(AT_A_TIME).collect();
-                    if some.is_empty() {
-                        break;
-                    }
-                    let some = some
-                        .into_iter()
-                        .map(|(n, client)| move_client(n, client, &gateways[to], &space, order));
-                    moved.extend(join_all(some).await);
-                }
+                let old = std::mem::take(&mut clients);
+                let moved = move_all(old, &gateways[to], &space, order).await;
                 stop.store(true, Ordering::Relaxed);
                 moved
             };
@@ -149,11 +156,11 @@ async fn everybody_moves(linger: Option<&str>, order: Order) {
                     n == 2 && well.iter().all(|(code, _)| *code == 200)
                 })
                 .await;
-                let leases = server.leases(&space).await;
-                assert_eq!(leases.len(), CLIENTS + 1, "{what}");
-                // A cut lease has no more than the linger left.
-                for (user, left) in leases {
-                    assert!(left > 20_000, "{what}: {user} has {left} ms");
+                // The new gateway owns them all, and the old one none.
+                let owners = server.owners().await;
+                let expected = [("other", 1), (names[from], 0), (names[to], CLIENTS)];
+                for (name, sessions) in expected {
+                    assert_eq!(owners.get(name), Some(&sessions), "{what}: {owners:?}");
                 }
             }
             let pinged = join_all(clients.iter_mut().map(async |client| {
@@ -227,7 +234,7 @@ async fn a_suspended_gateway_ends_no_session() {
 #[tokio::test]
 async fn a_late_offline_does_not_end_a_later_session_of_the_same_name() {
     let server = Server::start().await;
-    let short = [("LINGER_MS", "0"), ("PRESENCE_TTL", "1500")];
+    let short = [("LINGER_MS", "0"), ("OWNER_TTL", "1500")];
     let one = Gateway::with(&server, &short).await;
     let two = Gateway::with(&server, &[("LINGER_MS", "0")]).await;
     let mut watcher = two.join("/s?identity=watcher").await;
@@ -251,28 +258,24 @@ async fn a_late_offline_does_not_end_a_later_session_of_the_same_name() {
     assert!(watcher.so_far().await.is_empty());
 }
 
-/// The message that a session has moved is lost with the subscription. The old socket learns it all the same.
+/// The message that a session has moved is lost. The old socket learns it all the same.
 #[tokio::test]
 async fn an_old_socket_learns_that_its_session_has_moved() {
     let server = Server::start().await;
-    let gateway = Gateway::start(&server).await;
+    let gateway = Gateway::with(&server, &[("OWNER_TTL", "1500")]).await;
+    let _: i64 = server.ask("PRESENCE.OWNER RENEW other PX 60000").await;
     for subscribed_again in [false, true] {
         let mut old = gateway.join("/s?identity=alice&id=mine").await;
-        let keys: Vec<String> = server.ask("KEYS presence-gateway:{s}:*").await;
-        assert_eq!(keys.len(), 1);
-        // As another gateway does it.
-        let _: String = server.ask(&format!("SET {} ffffffff:1 PX 60000", keys[0])).await;
+        // As another gateway does it, which then sends no message.
+        let _: i64 = server.ask("PRESENCE.ONLINE s alice SESSION mine OWNER other").await;
         if subscribed_again {
             let _: i64 = server.ask("CLIENT KILL TYPE pubsub").await;
-        } else {
-            old.send(r#"{"action":"ping"}"#).await;
         }
         let (messages, code) = old.until_close().await;
         assert!(text_of(&messages[0]["error"]).contains("newer connection"), "{messages:?}");
         assert_eq!(code, Some(4002));
         // It has not changed the session.
-        let leases = server.leases("s").await;
-        assert!(leases[0].1 > 20_000, "{leases:?}");
+        assert_eq!(server.owner("s", "alice").await.as_deref(), Some("other"));
         let _: i64 = server.ask("PRESENCE.OFFLINE s alice").await;
     }
 }
@@ -295,18 +298,17 @@ async fn a_late_status_does_not_count() {
     assert_eq!(list.iter().find(|c| c["identity"] == "alice").unwrap()["status"], "new");
 }
 
-/// A lease that another program has cut while the gateway was not subscribed.
+/// Another program has cut the lease of a session while the gateway was not subscribed.
 #[tokio::test]
-async fn a_cut_lease_is_restored_after_the_subscription_broke() {
+async fn a_cut_session_is_taken_back_after_the_subscription_broke() {
     let server = Server::start().await;
-    let gateway = Gateway::start(&server).await;
+    let gateway = Gateway::with(&server, &[("GATEWAY_ID", "one")]).await;
     let mut alice = gateway.join("/s?identity=alice").await;
+    assert_eq!(server.owner("s", "alice").await.as_deref(), Some("one"));
     let cut = "PRESENCE.OFFLINE s alice LINGER 5000".to_string();
     server.transaction(&[cut, "CLIENT KILL TYPE pubsub".into()]).await;
-    eventually("the lease", async || server.leases("s").await[0].1 > 20_000).await;
+    eventually("the owner", async || server.owner("s", "alice").await.is_some()).await;
     assert!(alice.so_far().await.is_empty());
-    // To what the client was given, and no longer.
-    assert!(server.leases("s").await[0].1 < 60_000);
 }
 
 /// The owner comes with the token while a client without it waits for the answers of other gateways.

@@ -67,27 +67,21 @@ impl Server {
         events.iter().map(brief).collect()
     }
 
-    /// The user and the time left, in ms, of each session in a space.
-    pub async fn leases(&self, space: &str) -> Vec<(String, i64)> {
-        let (seconds, micros): (i64, i64) = self.ask("TIME").await;
-        let now = seconds * 1000 + micros / 1000;
-        let page: Vec<redis::Value> =
-            self.ask_words(&["PRESENCE.SPACE", space, "WITHSESSIONS"]).await;
-        let members: Vec<Vec<redis::Value>> = redis::from_redis_value(page[9].clone()).unwrap();
-        let mut leases = Vec::new();
-        for member in members {
-            let user: String = redis::from_redis_value(member[1].clone()).unwrap();
-            let sessions: Vec<Vec<redis::Value>> =
-                redis::from_redis_value(member[3].clone()).unwrap();
-            for session in sessions {
-                let at = session
-                    .iter()
-                    .position(|v| *v == redis::Value::BulkString(b"expires_at".into()));
-                let ends: i64 = redis::from_redis_value(session[at.unwrap() + 1].clone()).unwrap();
-                leases.push((user.clone(), ends - now));
-            }
-        }
-        leases
+    /// The owners, and how many live sessions each of them has.
+    pub async fn owners(&self) -> std::collections::HashMap<String, usize> {
+        let reply: Vec<Vec<redis::Value>> = self.ask("PRESENCE.OWNER LIST").await;
+        let read = |v: &redis::Value| redis::from_redis_value::<String>(v.clone()).unwrap();
+        reply.iter().map(|o| (read(&o[1]), read(&o[3]).parse().unwrap())).collect()
+    }
+
+    /// The owner of a user's first session; None if it has a lease of its own, or does not exist.
+    pub async fn owner(&self, space: &str, user: &str) -> Option<String> {
+        let reply: redis::Value = self.ask_words(&["PRESENCE.USER", space, user]).await;
+        let redis::Value::Array(fields) = reply else { return None };
+        let sessions: Vec<Vec<redis::Value>> = redis::from_redis_value(fields[5].clone()).unwrap();
+        let session = sessions.first()?;
+        let at = session.iter().position(|v| *v == redis::Value::BulkString(b"owner".into()));
+        redis::from_redis_value(session[at? + 1].clone()).unwrap()
     }
 
     pub async fn count(&self, space: &str) -> i64 {
