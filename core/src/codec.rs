@@ -133,7 +133,8 @@ fn is_valid(effect: &Effect<'_>) -> bool {
         | Effect::OwnedOnline { meta, .. }
         | Effect::OwnedSession { meta, .. }
         | Effect::Update { meta, .. }
-        | Effect::Session { meta, .. } => *meta,
+        | Effect::Session { meta, .. }
+        | Effect::BoundSession { meta, .. } => *meta,
         _ => None,
     };
     meta.is_none_or(|meta| json::check(meta).is_ok() && !json::is_null(meta))
@@ -142,7 +143,7 @@ fn is_valid(effect: &Effect<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::space::Reason;
+    use crate::space::{LeaseBound, Reason};
     use proptest::prelude::*;
 
     fn samples() -> Vec<Effect<'static>> {
@@ -193,6 +194,23 @@ mod tests {
                 joined_at: 2,
                 since: 1,
                 meta: None,
+            },
+            Effect::KeepSeen { ttl: 1, users: 2 },
+            Effect::Forget { users: 3 },
+            Effect::Seen { user: "bob", at: 4, reason: Reason::Offline },
+            Effect::Bound {
+                user: "alice",
+                session: None,
+                until: LeaseBound { lease: 1 << 41, slack: 29_952 },
+            },
+            Effect::BoundSession {
+                user: "u",
+                session: "v",
+                until: LeaseBound { lease: 1 << 50, slack: 0 },
+                joined_at: 2,
+                since: 1,
+                lingering: true,
+                meta: Some("1"),
             },
         ]
     }

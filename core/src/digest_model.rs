@@ -128,7 +128,7 @@ impl Follower {
 
 /// Runs the operations. Returns how many digests were applied.
 fn run(ops: &[Op], interval: u64, most: usize) -> usize {
-    let limits = SpaceSettings::new(|setting: Setting| setting.range().0).limits();
+    let limits = SpaceSettings::new(|setting: Setting| setting.range().0).limits(0);
     let mut space = Space::new(1000);
     let mut now = 1000;
     let mut sink = Recorder { changes: NetChanges::default(), most, log: Vec::new() };
@@ -260,7 +260,7 @@ fn net_changes_are_by_session() {
 /// Long lists are left out, whatever the setting says.
 #[test]
 fn a_digest_is_of_bounded_size() {
-    let limits = SpaceSettings::new(|setting: Setting| setting.range().0).limits();
+    let limits = SpaceSettings::new(|setting: Setting| setting.range().0).limits(0);
     let mut space = Space::new(1);
     let mut sink = Recorder { changes: NetChanges::default(), most: 100_000, log: Vec::new() };
     let users: Vec<String> = (0..3000).map(|n| format!("{n:0500}")).collect();

@@ -13,6 +13,7 @@
 //!     sessions_per_user: 1024,
 //!     users: 0,
 //!     retention: Retention::of_events(128, 60_000),
+//!     slack: 30_000,
 //! };
 //! let now = 1_700_000_000_000;
 //! let at = ChangeCtx { space: b"lobby", now, limits };

@@ -150,11 +150,13 @@ impl SpaceSettings {
         }
     }
 
-    pub fn limits(&self) -> Limits {
+    /// With this slack, which is not a setting of a space.
+    pub fn limits(&self, slack: u64) -> Limits {
         Limits {
             sessions_per_user: self.get(Setting::MaxSessionsPerUser),
             users: self.get(Setting::MaxUsersPerSpace),
             retention: self.retention(),
+            slack,
         }
     }
 
@@ -349,12 +351,12 @@ mod tests {
         assert_eq!(rules.len(), 4);
         let chat = of(&rules, "chat:a");
         assert_eq!((chat.retention().length, chat.retention().ttl), (0, 5));
-        assert_eq!((chat.lease_ttl_ms(), chat.limits().users), (30_000, 0), "the rest is global");
+        assert_eq!((chat.lease_ttl_ms(), chat.limits(0).users), (30_000, 0), "the rest is global");
         let doc = of(&rules, "doc:1");
         assert_eq!((doc.lease_ttl_ms(), doc.user_channels()), (7, UserChannels::All));
-        assert_eq!((doc.max_seen(), doc.limits().users), (100_000, 0), "later rules do not count");
+        assert_eq!((doc.max_seen(), doc.limits(0).users), (100_000, 0), "later rules do not count");
         let other = of(&rules, "lobby");
-        assert_eq!((other.limits().users, other.digest_interval_ms()), (3, 1000));
+        assert_eq!((other.limits(0).users, other.digest_interval_ms()), (3, 1000));
         assert_eq!(rules.value(1, Setting::LeaseTtlMs), Some(7));
         assert_eq!(rules.value(1, Setting::MaxSeen), None);
         assert_eq!(rules.value(9, Setting::MaxSeen), None);

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 fn limits() -> Limits {
-    Limits { sessions_per_user: 1024, users: 0, retention: Retention::of_events(0, 0) }
+    Limits { sessions_per_user: 1024, users: 0, retention: Retention::of_events(0, 0), slack: 0 }
 }
 
 fn text(bytes: &[u8]) -> &str {

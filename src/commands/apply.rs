@@ -35,7 +35,9 @@ impl Command for Apply {
         let batch = args.required()?;
         let mut key = call.change_or_create(name)?;
         let mut change_set = key.replay();
-        let applied = apply(&mut key, name.bytes(), batch, &mut change_set);
+        // A slot that moves here: nobody can say what happens after the last bound, so it is the lease.
+        let is_import = call.ctx.is_primary() && !call.ctx.is_loading();
+        let applied = apply(&mut key, name.bytes(), batch, is_import, &mut change_set);
         // What was done until something did not fit is done: it counts, and stands in our own AOF.
         if !key.is_new() || applied.is_ok() {
             key.commit(&mut change_set);
@@ -50,6 +52,7 @@ fn apply(
     key: &mut SpaceWriteGuard<'_>,
     name: &[u8],
     batch: &[u8],
+    is_import: bool,
     change_set: &mut ChangeSet<'_>,
 ) -> Result<(), Error> {
     let mut unbegun = key.is_new();
@@ -71,6 +74,7 @@ fn apply(
             Effect::LineDue => key.set_line_due(),
             _ => {}
         }
+        let effect = if is_import { effect.widened() } else { effect };
         key.space()
             .apply(name, &effect, &mut retention, change_set)
             .map_err(|error| Error::new(format!("the batch does not fit: {error}")))?;

@@ -46,7 +46,7 @@ impl Command for Close {
             return Ok(());
         };
         let mut change_set = key.change_set();
-        let limits = key.settings().limits();
+        let limits = key.limits();
         let usual = call.now().saturating_add(limits.retention.ttl);
         let until = times.until().unwrap_or(usual);
         let at = ChangeCtx { space: name.bytes(), now: call.now(), limits };

@@ -50,7 +50,7 @@ impl Command for Message {
         let mut key = call.change_or_create(name)?;
         let mut change_set = key.change_set();
         change_set.allow_growth();
-        let at = ChangeCtx { space, now: call.now(), limits: key.settings().limits() };
+        let at = ChangeCtx { space, now: call.now(), limits: key.limits() };
         let session = session.unwrap_or("");
         let id = key.space().message(at, user, session, message, &mut change_set);
         key.commit(&mut change_set);

@@ -86,8 +86,7 @@ impl Command for Offline {
         };
         let owner = owner.as_deref();
         let mut change_set = key.change_set();
-        let at =
-            ChangeCtx { space: name.bytes(), now: call.now(), limits: key.settings().limits() };
+        let at = ChangeCtx { space: name.bytes(), now: call.now(), limits: key.limits() };
         let linger = linger.unwrap_or(0);
         let gone: usize = whom
             .iter()

@@ -147,7 +147,7 @@ impl Command for Online {
             None => call.change_or_create(name)?,
         };
         let mut change_set = key.change_set();
-        let limits = key.settings().limits();
+        let limits = key.limits();
         let at = ChangeCtx { space, now: call.now(), limits };
         let admitted = Cell::new(false);
         let has_memory = |bytes: usize| {

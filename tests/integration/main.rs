@@ -15,6 +15,7 @@ mod adversarial;
 mod backlog;
 mod bad_input;
 mod bonds;
+mod bounds;
 mod cluster;
 mod commands;
 mod digests;

@@ -9,7 +9,9 @@
 //! What may be lost is what docs/operations.md says. Where a server comes back from its append-only file, is reloaded or hands over
 //! by FAILOVER: nothing. Where a replica is promoted: a tail of what happened, but nothing before a write that a WAIT
 //! has covered. What is lost of a lease then shows in the first reading of the new era, which must be a lease that was
-//! given, or the end of the grace; from there on everything is exact again. And no id is given to two events, whatever is
+//! given, or the end of the grace; from there on everything is exact again. Who takes over may know an earlier lease than
+//! the last one: a renewal is told if the lease gets later than the bound, and the bound is later than the lease that was
+//! told by at most the grace. And no id is given to two events, whatever is
 //! lost: so whoever follows by ids is never misled, which the followers of a round try out.
 
 use crate::history::*;
@@ -582,6 +584,7 @@ impl<'a> Checker<'a> {
         // What the next one decides before its first reading is in this log too: it had to give the grace.
         let after = next.filter(|next| next.loss == Loss::Nothing && end.at > next.began.1);
         let floor = after.map_or(i64::MIN, |next| next.began.0 + self.round.grace);
+        let slack = after.map_or(0, |_| self.round.grace);
         let (sure, until) = match after {
             Some(_) => (i64::MAX, i64::MAX),
             None => (end.at, end.at),
@@ -590,7 +593,7 @@ impl<'a> Checker<'a> {
         let fits = may.iter().any(|may| match *may {
             May::BeOver => end.reason == "offline",
             May::Last { least, lingers, .. } => {
-                least.max(floor) <= end.at
+                (least - slack).max(floor) <= end.at
                     && match end.reason.as_str() {
                         "timeout" => lingers != Some(true),
                         "offline" => lingers != Some(false),
@@ -832,20 +835,23 @@ impl<'a> Checker<'a> {
         let shown = read.members.get(who).map(|session| session.expires_at);
         let inherited =
             next.inherited.as_ref().and_then(|all| all.get(&read.space)?.members.get(who));
+        // The lease that was told may be earlier by the slack, which is the grace; the bound is later by that.
         let fits = |may: &May| match (*may, shown) {
             (May::BeOver, _) => false,
-            (May::Last { least, .. }, None) => least.max(floor) <= read.received,
+            (May::Last { least, .. }, None) => (least - grace).max(floor) <= read.received,
             (May::Last { least, most, .. }, Some(until)) => {
-                until >= floor && least <= until && until <= most
-                    || is_grace(until) && least <= until
+                until >= floor && least - grace <= until && until <= most
+                    || is_grace(until) && least - grace <= until
             }
         };
-        let exact = match (inherited.map(|session| session.expires_at), shown) {
-            (Some(before), Some(now)) => now == before || now > before && is_grace(now),
-            (Some(before), None) => before.max(floor) <= read.received,
+        let fits_bound = match (inherited.map(|session| session.expires_at), shown) {
+            (Some(bound), Some(now)) => {
+                (bound - grace..=bound).contains(&now) || now > bound && is_grace(now)
+            }
+            (Some(bound), None) => (bound - grace).max(floor) <= read.received,
             (None, _) => true,
         };
-        if !may.iter().any(fits) || !exact {
+        if !may.iter().any(fits) || !fits_bound {
             let (rule, space, user) =
                 ("a lease after a takeover", read.space.clone(), who.0.clone());
             let text = format!(
@@ -858,9 +864,14 @@ impl<'a> Checker<'a> {
             self.wrong.push(Wrong { rule, text, space, user, at: read.received });
         }
         let given = |until: i64| {
-            may.iter().any(|may| matches!(*may, May::Last { least, most, .. } if (least..=most).contains(&until)))
+            let ops = self.ops.get(&(era, read.space.as_str(), who)).into_iter().flatten();
+            let by_ops = ops.filter_map(|op| self.outcome(&self.round.ops[*op], &may));
+            let all = by_ops.flatten().chain([self.at_start(era, &read.space, who)]);
+            let mut all = all.chain(may.iter().copied());
+            all.any(|may| matches!(may, May::Last { least, most, .. } if (least..=most).contains(&until)))
         };
-        graces.extend(shown.filter(|until| !given(*until)));
+        let is_given = shown.is_some_and(given);
+        graces.extend(shown.filter(|_| !is_given));
     }
 
     // ---- readings ----------------------------------------------------------------------------

@@ -430,6 +430,16 @@ fn leases_after_a_takeover() {
     finds_nothing(&round);
     round.ops.push(op(&[], What::Wait { covers: T + 71 }, 80, 81, Reply::Count(1)));
     finds(wrong, &round);
+    // A renewal within the bound, of which the replica did not know: it may have an earlier lease, but by no more than
+    // the grace.
+    for (until, is_right) in [(530, true), (450, true), (440, false)] {
+        let mut round = taken_over(4);
+        round.ops.insert(5, online("bob", "a", 480, 69, 70, 0));
+        round.ops.push(op(&[], What::Wait { covers: T + 71 }, 80, 81, Reply::Count(1)));
+        start(&mut round, &[("alice", "", 305), ("bob", "a", until)]);
+        let found = check(&round);
+        assert_eq!(found.iter().all(|it| it.rule != wrong), is_right, "{until}: {found:#?}");
+    }
     // Who left by the old lease although there was a grace.
     let mut round = taken_over(4);
     round.eras[1].loss = Loss::Nothing;

@@ -296,6 +296,34 @@ impl<M: Copy + Default> BlockArena<M> {
         packed.chain(large)
     }
 
+    /// Shows at most so many blocks' marks, from a number on, the lowest first. Returns the number to go on from,
+    /// which is 0 after the last.
+    pub fn walk(&self, from: u32, at_most: usize, mut visit: impl FnMut(u32, &M)) -> u32 {
+        let mut left = at_most;
+        if from & LARGE == 0 {
+            let (first, mut place) = place_of(from);
+            for (at, class) in self.packed.iter().enumerate().skip(first) {
+                while let Some(mark) = class.marks.get(place) {
+                    if left == 0 {
+                        return id_of(at, place);
+                    }
+                    left -= 1;
+                    visit(id_of(at, place), mark);
+                    place += 1;
+                }
+                place = 0;
+            }
+        }
+        for (number, (mark, _)) in self.large.iter_from(from & !LARGE) {
+            if left == 0 {
+                return LARGE | number;
+            }
+            left -= 1;
+            visit(LARGE | number, mark);
+        }
+        0
+    }
+
     /// All marks, to be changed in place.
     pub fn marks_mut(&mut self) -> impl Iterator<Item = &mut M> {
         let packed = self.packed.iter_mut().flat_map(|class| class.marks.iter_mut());

@@ -4,7 +4,7 @@
 //! no clock. Events follow from effects: applying one gives the event its id and its text, the
 //! same on every node.
 
-use super::{Event, Gone, Reason, Timestamp};
+use super::{Event, Gone, LeaseBound, Reason, Timestamp};
 use crate::owners::{Owner, OwnerLease};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -89,9 +89,49 @@ pub enum Effect<'a> {
     Forget { users: u64 },
     /// Restores a user who left and is not back; who left first comes first.
     Seen { user: &'a str, at: Timestamp, reason: Reason },
+    /// A session's lease is now so, and later renewals are not told up to the bound. The session does not linger.
+    /// Without `session` it is the user's only one. No event.
+    Bound { user: &'a str, session: Option<&'a str>, until: LeaseBound },
+    /// Restores a session of which others were told a bound, as `Session` does.
+    BoundSession {
+        user: &'a str,
+        session: &'a str,
+        until: LeaseBound,
+        joined_at: Timestamp,
+        since: Timestamp,
+        lingering: bool,
+        meta: Option<&'a str>,
+    },
 }
 
 impl Effect<'_> {
+    /// The same without the lease, which may be another on other nodes.
+    #[must_use]
+    pub fn without_lease(self) -> Self {
+        match self {
+            Effect::Session { user, session, joined_at, since, lingering, meta, .. }
+            | Effect::BoundSession { user, session, joined_at, since, lingering, meta, .. } => {
+                Effect::Session { user, session, lease: 0, joined_at, since, lingering, meta }
+            }
+            other => other,
+        }
+    }
+
+    /// The same with the bound as the lease, where it tells one.
+    #[must_use]
+    pub fn widened(self) -> Self {
+        match self {
+            Effect::Bound { user, session, until } => {
+                Effect::Bound { user, session, until: until.widened() }
+            }
+            Effect::BoundSession { user, session, until, joined_at, since, lingering, meta } => {
+                let until = until.widened();
+                Effect::BoundSession { user, session, until, joined_at, since, lingering, meta }
+            }
+            other => other,
+        }
+    }
+
     /// Whether applying it makes an event, which the history settings concern.
     pub fn makes_event(&self) -> bool {
         use Effect::*;
@@ -123,6 +163,8 @@ pub trait Sink {
     fn owner(&mut self, _name: &str, _lease: OwnerLease) -> Option<Arc<Owner>> {
         None
     }
+    /// A session's lease was renewed until then. If others must know, an effect says so.
+    fn renewed(&mut self, _until: Timestamp) {}
     /// A lease that ended so many ms ago is noticed now.
     fn lapsed(&mut self, _ms_ago: u64) {}
     /// Asked before each event. Returns the epoch of the new line that the event must begin, if

@@ -11,8 +11,9 @@
 //! Growth: empty positions are removed when they are more than half of the list.
 
 use super::Timestamp;
+use super::lease::Lease;
 use super::owned::{OwnerTable, SetId};
-use super::record::{Lease, NONE};
+use super::record::NONE;
 use crate::collections::Slab;
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};

@@ -14,8 +14,9 @@
 //! Invariant: every session is in exactly one of the two, and its record notes where.
 
 use super::Timestamp;
+use super::lease::Lease;
 use super::owned::SetId;
-use super::record::{Lease, NONE};
+use super::record::NONE;
 use super::session_store::SessionStore;
 use crate::collections::{IndexedHeap, Positions};
 use std::collections::{BTreeMap, VecDeque};

@@ -29,9 +29,10 @@ pub use order::OutOfTime;
 pub use readers::User;
 
 use super::group::{Counted, Group, Groups};
+use super::lease::Lease;
 use super::lease_order::LeaseOrder;
 use super::owned::OwnerTable;
-use super::record::{Lease, NONE, SessionRecord, SessionRecordBuf};
+use super::record::{NONE, SessionRecord, SessionRecordBuf};
 use super::session_store::SessionStore;
 use super::{Meta, Timestamp};
 use crate::collections::{LinearHashIndex, hash_of};
@@ -49,6 +50,8 @@ struct Indexes {
     by_user: LinearHashIndex,
     by_session: LinearHashIndex,
     leases: LeaseOrder,
+    /// Where [`Members::near_bounds`] goes on.
+    looked_until: u32,
 }
 
 /// The sessions of one space.
@@ -117,6 +120,20 @@ impl Members {
             return self.anchor(record.user()) == Some(id);
         }
         self.group(record).is_none_or(|group| group.anchor() == Some(id))
+    }
+
+    /// Whether a session is the only one of its user.
+    pub fn is_only(&self, id: u32) -> bool {
+        let Some(record) = self.record(id) else { return false };
+        if self.indexes.is_none() {
+            return self.few().filter(|(_, other)| other.user() == record.user()).count() == 1;
+        }
+        self.group(record).is_none_or(|group| group.len() == 1)
+    }
+
+    /// The session of a user who has no other.
+    pub fn only(&self, user: &[u8]) -> Option<u32> {
+        self.anchor(user).filter(|id| self.is_only(*id))
     }
 
     fn group(&self, record: SessionRecord<'_>) -> Option<&Group> {

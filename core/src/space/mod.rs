@@ -10,6 +10,7 @@ mod error;
 mod event;
 mod group;
 mod history;
+mod lease;
 mod lease_order;
 mod lines;
 mod members;
@@ -35,6 +36,7 @@ pub use error::{ApplyError, OnlineError};
 pub use event::{Event, Kind, Reason, shown as shown_name};
 pub(crate) use event::{write_number, write_text};
 pub use history::{History, Retention};
+pub use lease::LeaseBound;
 pub use members::{Lookup, OutOfTime, SpaceLayout, User};
 pub use past::Seen;
 pub use record::SessionRecord;
@@ -102,6 +104,9 @@ pub struct Limits {
     /// 0: no limit.
     pub users: u64,
     pub retention: Retention,
+    /// How much later than a lease the bound is that replicas and the AOF are told (ms). A load or a promotion extends
+    /// leases by at least this, so no session that they have a bound for ends too early. 0: they are told each lease.
+    pub slack: u64,
 }
 
 /// When `online` is to do something.

@@ -1,5 +1,7 @@
 //! The space against a model too simple to be wrong: a map from names to leases and a clock.
 
+mod bounds;
+
 use super::*;
 use crate::codec;
 use crate::owners::{OwnerLease, Owners};
@@ -311,7 +313,7 @@ impl Sink for Heard {
 
 fn limits() -> Limits {
     let retention = Retention::of_events(0, 0);
-    Limits { sessions_per_user: 1024, users: 0, retention }
+    Limits { sessions_per_user: 1024, users: 0, retention, slack: 0 }
 }
 
 const RETENTION: Retention =
@@ -516,7 +518,7 @@ proptest! {
         let name = |n: usize| format!("user{n}");
         let tab = |n: usize| if n == 0 { String::new() } else { format!("tab{n}") };
         let mut now = 1000u64;
-        let limits = Limits { sessions_per_user: 3, users: 10, retention: RETENTION };
+        let limits = Limits { sessions_per_user: 3, users: 10, retention: RETENTION, slack: 0 };
         let mut space = Space::new(1000);
         let mut layout = SpaceLayout::NONE;
         let mut replica = Space::new(1000);
@@ -912,7 +914,7 @@ fn lapsed_in_order(heard: &Heard, user: &str, model: &Model, now: u64) -> Vec<(S
 
 #[test]
 fn a_renewal_moves_nothing_and_memory_stays() {
-    let limits = Limits { sessions_per_user: 1024, users: 0, retention: RETENTION };
+    let limits = Limits { sessions_per_user: 1024, users: 0, retention: RETENTION, slack: 0 };
     let mut space = Space::new(1);
     let names: Vec<String> = (0..20_000).map(|n| format!("user{n}")).collect();
     for name in &names {
@@ -944,7 +946,7 @@ fn a_renewal_moves_nothing_and_memory_stays() {
 
 #[test]
 fn admission_is_all_or_none() {
-    let limits = Limits { sessions_per_user: 2, users: 2, retention: RETENTION };
+    let limits = Limits { sessions_per_user: 2, users: 2, retention: RETENTION, slack: 0 };
     let at = ChangeCtx { space: b"s", now: 1, limits };
     let mut space = Space::new(1);
     let many = |space: &mut Space, list: &[(&str, &str)], memory| {
@@ -991,7 +993,7 @@ fn the_events_of_a_snapshot_have_the_last_ids_without_a_hole() {
 /// Lists that are longer than what is looked up at once, in spaces of a few and of many.
 #[test]
 fn long_lists_find_everybody() {
-    let limits = Limits { sessions_per_user: 1024, users: 0, retention: RETENTION };
+    let limits = Limits { sessions_per_user: 1024, users: 0, retention: RETENTION, slack: 0 };
     for stays in [3, 200] {
         let mut space = Space::new(1);
         let names: Vec<String> = (0..stays + 70).map(|n| format!("user{n}")).collect();
@@ -1172,7 +1174,7 @@ proptest! {
             // Who is remembered changes as well.
             let seen = SeenLimits { ttl: ttl % 7 * 5, users: length % 3 };
             let retention = Retention { length, ttl, seen };
-            let limits = Limits { sessions_per_user: 9, users: 0, retention };
+            let limits = Limits { sessions_per_user: 9, users: 0, retention, slack: 0 };
             let at = ChangeCtx { space: b"s", now, limits };
             heard.effect(&Effect::Keep { length, ttl });
             heard.effect(&Effect::KeepSeen { ttl: seen.ttl, users: seen.users });
@@ -1279,15 +1281,20 @@ fn lines_that_cannot_be_are_refused() {
 /// Whoever keeps totals of memory is told when the order by lease can have changed its size.
 #[test]
 fn a_change_of_the_order_by_lease_is_reported() {
-    let at = ChangeCtx { space: b"s", now: 1000, limits: limits() };
+    let limits = Limits { slack: 10_000, ..limits() };
+    let at = ChangeCtx { space: b"s", now: 1000, limits };
     let names: Vec<String> = (0..20).map(|n| format!("user{n}")).collect();
     let list: Vec<(&str, &str)> = names.iter().map(|name| (&**name, "")).collect();
     let mut space = Space::new(1);
-    space.online_many(at, &list, 1500, |_| true, |_| {}, &mut NullSink).unwrap();
+    for lease in [1400, 1500] {
+        space.online_many(at, &list, lease, |_| true, |_| {}, &mut NullSink).unwrap();
+    }
+    space.advance(1499);
     assert!(!space.advance(1499), "nothing ends yet");
     assert!(space.advance(1500), "all move to their bucket");
     assert!(!space.advance(1500), "once");
-    let mut renew = |user: &str| space.renew(1400, &Lookup::default(), (user, ""), 5000);
+    let mut renew =
+        |user: &str| space.renew(1400, &Lookup::default(), (user, ""), 5000, limits.slack);
     assert_eq!(renew("user7"), Some(true), "it leaves its bucket");
     assert_eq!(renew("user7"), Some(false));
     assert_eq!(renew("nobody"), None);

@@ -56,7 +56,8 @@ fn many_owners_are_restored_one_by_one() {
 /// An owned session takes at most 16 bytes more than one with a lease.
 #[test]
 fn an_owned_session_takes_no_more_than_16_bytes() {
-    let limits = Limits { sessions_per_user: 9, users: 0, retention: Retention::of_events(0, 0) };
+    let limits =
+        Limits { sessions_per_user: 9, users: 0, retention: Retention::of_events(0, 0), slack: 0 };
     let at = ChangeCtx { space: b"s", now: 1, limits };
     for (spaces, users) in [(1, 100_000), (1000, 10)] {
         let mut owners = Owners::default();
@@ -87,7 +88,8 @@ fn an_owned_session_takes_no_more_than_16_bytes() {
 /// Counts at the end of an owner are exact, and it takes a step for each set of owners, not for each user.
 #[test]
 fn the_end_of_an_owner_visits_no_session() {
-    let limits = Limits { sessions_per_user: 9, users: 0, retention: Retention::of_events(0, 0) };
+    let limits =
+        Limits { sessions_per_user: 9, users: 0, retention: Retention::of_events(0, 0), slack: 0 };
     let at = ChangeCtx { space: b"s", now: 1, limits };
     let mut owners = Owners::default();
     let one = owners.renew("one", 100, 1);

@@ -4,8 +4,8 @@ use super::lines::PastLine;
 use super::members::PREFETCH_BATCH;
 use super::seen::SeenUsers;
 use super::{
-    Effect, History, Lookup, Prefetch, Reason, Retention, SessionRecord, Space, SpaceLayout,
-    Timestamp, User, text,
+    Effect, History, LeaseBound, Lookup, Prefetch, Reason, Retention, SessionRecord, Space,
+    SpaceLayout, Timestamp, User, text,
 };
 use std::collections::BTreeMap;
 
@@ -206,8 +206,19 @@ impl Space {
                 Some(owner) => owner.reason() == Reason::Offline,
                 None => lease.is_lingering(),
             };
-            let lease = self.members.until(lease);
-            tell(&Effect::Session { user, session, lease, joined_at, since, lingering, meta });
+            let until = match lease.is_owned() {
+                true => LeaseBound { lease: self.members.until(lease), slack: 0 },
+                false => lease.told(),
+            };
+            tell(&match until.slack {
+                0 => {
+                    let lease = until.lease;
+                    Effect::Session { user, session, lease, joined_at, since, lingering, meta }
+                }
+                _ => {
+                    Effect::BoundSession { user, session, until, joined_at, since, lingering, meta }
+                }
+            });
         }
     }
 

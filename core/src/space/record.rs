@@ -14,7 +14,8 @@
 //! [`super::members`] are in the lease's place. One of a few that came when its user was here already,
 //! and is the oldest by now, has in `since` when the user came.
 
-use super::{Meta, Reason, Timestamp};
+use super::lease::Lease;
+use super::{Meta, Timestamp};
 
 const LEASE: usize = 0;
 const GROUP: usize = 0;
@@ -27,7 +28,6 @@ const NAMES: usize = 18;
 /// Of `user` and of `session`: the length.
 const LENGTH: u16 = (1 << 10) - 1;
 const _: () = assert!(super::MAX_NAME_BYTES <= LENGTH as usize);
-const _: () = assert!(super::MAX_TIMESTAMP < Lease::OWNED >> 1);
 /// Of `user`: there is metadata.
 const META: u16 = 1 << 14;
 /// Of `user`: `joined_at` has more than 48 bits.
@@ -41,79 +41,6 @@ const JOINED_BITS: u32 = 48;
 
 /// No group, or not in a heap.
 pub const NONE: u32 = u32::MAX;
-
-/// Until when a session is live, and whether it was ended with a linger.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Lease(u64);
-
-impl Lease {
-    const LINGERING: u64 = 1 << 63;
-    /// The session is in a bucket of [`super::lease_order::EndingBuckets`]. A lease outside of an index
-    /// never has this mark.
-    const ENDING: u64 = 1 << 62;
-    /// An owner keeps the session alive: the rest is a slot of [`super::owned::OwnerTable`].
-    const OWNED: u64 = 1 << 61;
-
-    /// `until` is at most [`super::MAX_TIMESTAMP`].
-    pub fn new(until: Timestamp, lingering: bool) -> Self {
-        let until = until & super::MAX_TIMESTAMP;
-        Lease(until | if lingering { Self::LINGERING } else { 0 })
-    }
-
-    /// The session lives as long as the owner in this slot.
-    pub fn owned(slot: u32) -> Self {
-        Lease(Self::OWNED | u64::from(slot))
-    }
-
-    pub fn is_owned(self) -> bool {
-        self.0 & Self::OWNED != 0
-    }
-
-    /// The owner's slot, of a session that has an owner.
-    pub fn slot(self) -> Option<u32> {
-        self.is_owned().then_some(self.0 as u32)
-    }
-
-    /// Whether a change from one to the other concerns only two times: no owner, and no bucket.
-    pub fn are_pending(self, other: Self) -> bool {
-        (self.0 | other.0) & (Self::OWNED | Self::ENDING) == 0
-    }
-
-    /// The time, of a session that has no owner.
-    pub fn until(self) -> Timestamp {
-        debug_assert!(!self.is_owned());
-        self.0 & super::MAX_TIMESTAMP
-    }
-
-    /// The same lease, marked.
-    pub fn ending(self) -> Self {
-        Lease(self.0 | Self::ENDING)
-    }
-
-    pub fn is_ending(self) -> bool {
-        self.0 & Self::ENDING != 0
-    }
-
-    /// The same lease without the mark.
-    pub fn plain(self) -> Self {
-        Lease(self.0 & !Self::ENDING)
-    }
-
-    /// Live at `now`: it ends later than that. Of a session that has no owner.
-    pub fn is_live(self, now: Timestamp) -> bool {
-        self.until() > now
-    }
-
-    /// Why the session ends with it.
-    pub fn reason(self) -> Reason {
-        if self.is_lingering() { Reason::Offline } else { Reason::Timeout }
-    }
-
-    /// If it ends now, that is not a timeout but what was asked for.
-    pub fn is_lingering(self) -> bool {
-        self.0 & Self::LINGERING != 0
-    }
-}
 
 fn bytes_at<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
     block.get(at..at + N).and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; N])
@@ -160,7 +87,7 @@ pub struct SessionRecord<'a> {
 impl<'a> SessionRecord<'a> {
     /// What a `SessionRecordBuf` was kept as; there may be bytes behind it.
     pub fn of(bytes: &'a [u8]) -> Self {
-        SessionRecord::with_lease(bytes, Lease(u64::from_le_bytes(bytes_at(bytes, LEASE))))
+        SessionRecord::with_lease(bytes, Lease::of_word(u64::from_le_bytes(bytes_at(bytes, LEASE))))
     }
 
     /// One that is noted, with the lease that is kept elsewhere.
@@ -329,7 +256,7 @@ impl<'a> SessionRecordMut<'a> {
 
     /// Of one that is not noted.
     pub fn set_lease(&mut self, lease: Lease) {
-        self.write(LEASE, &lease.0.to_le_bytes());
+        self.write(LEASE, &lease.word().to_le_bytes());
     }
 
     /// Puts notes in the place of the lease.
@@ -366,7 +293,7 @@ impl SessionRecordBuf {
         let names = user.len() + session.len();
         let mut bytes = Vec::with_capacity(NAMES + names + size_of::<u16>() + of_meta);
         let flags = if late > 0 { LATE } else { 0 };
-        bytes.extend_from_slice(&lease.0.to_le_bytes());
+        bytes.extend_from_slice(&lease.word().to_le_bytes());
         bytes
             .extend_from_slice(joined_at.to_le_bytes().get(..USER - JOINED_AT).unwrap_or_default());
         bytes.extend_from_slice(&(user.len() as u16 & LENGTH | flags).to_le_bytes());

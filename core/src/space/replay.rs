@@ -1,11 +1,13 @@
 //! Effects that another node, or this one in an earlier life, has decided.
 
+use super::lease::Lease;
 use super::lines::PastLine;
 use super::members::Members;
-use super::record::{Lease, SessionRecordBuf};
+use super::record::SessionRecordBuf;
 use super::{
     ApplyError, ChangeCtx, Effect, Keeper, Limits, Lookup, MAX_ID_NUMBER, MAX_NAME_BYTES,
-    MAX_TIMESTAMP, Reason, Retention, SeenLimits, Sink, Space, event, event_seq,
+    MAX_TIMESTAMP, Reason, Retention, SeenLimits, SessionRecord, Sink, Space, Timestamp, event,
+    event_seq,
 };
 use crate::owners::{MAX_OWNER_BYTES, Owner, OwnerLease};
 use std::sync::Arc;
@@ -20,7 +22,8 @@ impl Space {
         retention: &mut Retention,
         sink: &mut S,
     ) -> Result<(), ApplyError> {
-        let limits = Limits { sessions_per_user: u64::MAX, users: 0, retention: *retention };
+        let limits =
+            Limits { sessions_per_user: u64::MAX, users: 0, retention: *retention, slack: 0 };
         let at = |now| ChangeCtx { space, now, limits };
         let find = |members: &Members, user: &str, session: &str| {
             members.find(user.as_bytes(), session.as_bytes()).ok_or(ApplyError("unknown session"))
@@ -76,6 +79,17 @@ impl Space {
                 let id = find(&self.members, user, session)?;
                 self.set_lease(id, (user, session), lease, lingering, sink);
             }
+            Effect::Bound { user, session, until } => {
+                let id = match session {
+                    Some(session) => find(&self.members, user, session)?,
+                    None => {
+                        let only = self.members.only(user.as_bytes());
+                        only.ok_or(ApplyError("user has not exactly one session"))?
+                    }
+                };
+                sink.effect(effect);
+                self.members.set_lease(id, Lease::bound(until, false));
+            }
             Effect::Update { user, session, at: now, meta } => {
                 let id = find(&self.members, user, session)?;
                 self.update_meta(at(now), id, meta, sink);
@@ -84,7 +98,7 @@ impl Space {
                 let id = find(&self.members, user, session)?;
                 self.end_session(at(now), id, reason, sink);
             }
-            Effect::Grace { until } => self.grant_grace(until, sink),
+            Effect::Grace { until } => self.take_grace(until, sink),
             Effect::Message { user, session, at: now, text } => {
                 self.send(at(now), user, session, text, sink);
             }
@@ -103,6 +117,7 @@ impl Space {
             }
             Effect::Begin { .. }
             | Effect::Session { .. }
+            | Effect::BoundSession { .. }
             | Effect::Event { .. }
             | Effect::PastLine { .. }
             | Effect::OwnedSession { .. }
@@ -115,8 +130,17 @@ impl Space {
         Ok(())
     }
 
-    /// Takes in one effect of a [`Space::dump`].
+    /// Takes in one effect of a [`Space::dump`]. A session is live until the bound that others were told.
     pub fn restore(&mut self, effect: &Effect<'_>) -> Result<(), ApplyError> {
+        self.restore_as(effect, false)
+    }
+
+    /// The same for a space that is changed here from now on: a session is live until its lease.
+    pub fn restore_own(&mut self, effect: &Effect<'_>) -> Result<(), ApplyError> {
+        self.restore_as(effect, true)
+    }
+
+    fn restore_as(&mut self, effect: &Effect<'_>, is_own: bool) -> Result<(), ApplyError> {
         self.check(effect)?;
         match *effect {
             Effect::Begin { epoch, seq, closed_until } => {
@@ -126,13 +150,17 @@ impl Space {
                 (self.epoch, self.seq, self.closed_until) = (epoch, seq, closed_until);
             }
             Effect::Session { user, session, lease, joined_at, since, lingering, meta } => {
-                self.forget_back(user.as_bytes());
-                let lookup = self.members.lookup(user.as_bytes(), |_| {});
                 let lease = Lease::new(lease, lingering);
                 let packed = SessionRecordBuf::new(user, session, lease, joined_at, meta);
-                if !self.members.insert_absent(&lookup, packed.read(), since) {
-                    return Err(ApplyError("session is there twice"));
-                }
+                self.restore_session(packed.read(), since)?;
+            }
+            Effect::BoundSession { user, session, until, joined_at, since, lingering, meta } => {
+                let lease = match is_own {
+                    true => Lease::new(until.lease, lingering).with_slack(until.slack),
+                    false => Lease::bound(until, lingering),
+                };
+                let packed = SessionRecordBuf::new(user, session, lease, joined_at, meta);
+                self.restore_session(packed.read(), since)?;
             }
             Effect::Owner { name, lease, offline } => {
                 let reason = if offline { Reason::Offline } else { Reason::Timeout };
@@ -142,12 +170,9 @@ impl Space {
                 if self.members.owners().is_none_or(|owners| owners.owner(owner).is_none()) {
                     return Err(ApplyError("the owner of a session is missing"));
                 }
-                let lookup = self.members.lookup(user.as_bytes(), |_| {});
                 let lease = Lease::owned(owner);
                 let packed = SessionRecordBuf::new(user, session, lease, joined_at, meta);
-                if !self.members.insert_absent(&lookup, packed.read(), since) {
-                    return Err(ApplyError("session is there twice"));
-                }
+                self.restore_session(packed.read(), since)?;
             }
             Effect::Event { at, text } => {
                 let last_seq = self.seq;
@@ -186,6 +211,19 @@ impl Space {
             _ => return Err(ApplyError("not part of a snapshot")),
         }
         Ok(())
+    }
+
+    fn restore_session(
+        &mut self,
+        record: SessionRecord<'_>,
+        since: Timestamp,
+    ) -> Result<(), ApplyError> {
+        self.forget_back(record.user());
+        let lookup = self.members.lookup(record.user(), |_| {});
+        match self.members.insert_absent(&lookup, record, since) {
+            true => Ok(()),
+            false => Err(ApplyError("session is there twice")),
+        }
     }
 
     /// Ends the restoring of a snapshot. Returns whether its last event was there.
@@ -235,6 +273,10 @@ impl Space {
             Effect::Grace { until } => [until, 0, 0],
             Effect::Close { at, until } => [at, until, 0],
             Effect::Session { lease, joined_at, since, .. } => [lease, joined_at, since],
+            Effect::Bound { until, .. } => [until.bound(), 0, 0],
+            Effect::BoundSession { until, joined_at, since, .. } => {
+                [until.bound(), joined_at, since]
+            }
             Effect::Keep { .. }
             | Effect::KeepSeen { .. }
             | Effect::Forget { .. }
@@ -262,7 +304,9 @@ impl Space {
             | Effect::OwnedOnline { user, session, .. }
             | Effect::Own { user, session, .. }
             | Effect::OwnedSession { user, session, .. }
-            | Effect::Session { user, session, .. } => (user, session),
+            | Effect::Session { user, session, .. }
+            | Effect::BoundSession { user, session, .. } => (user, session),
+            Effect::Bound { user, session, .. } => (user, session.unwrap_or("")),
             Effect::Seen { user, .. } => (user, ""),
             _ => return Ok(()),
         };

@@ -1,14 +1,16 @@
 //! What a command can ask of a space, and whether it may.
 
+use super::lease::{Lease, LeaseBound};
 use super::members::PREFETCH_BATCH;
 use super::record::SessionRecordBuf;
 use super::{
-    ChangeCtx, Condition, EVENT_BYTES, History, Keeper, Lookup, Meta, MetaChange, NullSink,
-    OnlineError, OnlineRequest, Prefetch, Reason, SESSION_BYTES, Sink, Space, Timestamp, event,
-    text,
+    ChangeCtx, Condition, EVENT_BYTES, History, Keeper, Lookup, Meta, MetaChange, OnlineError,
+    OnlineRequest, Prefetch, Reason, SESSION_BYTES, Sink, Space, Timestamp, event, text,
 };
 use crate::owners::Owner;
 
+/// Whoever must tell others of a renewal looks at so many sessions for bounds that are near.
+const LOOKS_FOR_BOUNDS: usize = 128;
 /// At most so many leaves of lapsed sessions are told by who closes a space.
 const LEAVES_BEFORE_CLOSE: usize = 4096;
 
@@ -110,15 +112,16 @@ impl Space {
         self.begin_session(at, lookup, (user, session), keeper, meta, sink)
     }
 
-    /// Renews the lease of a session that is live, if that is all there is to do and nobody is to be
-    /// told: the most frequent case of [`Self::online`], which comes to the same. Returns none where it was not
-    /// so, else whether that can have changed how much memory the space takes.
+    /// Renews the lease of a session that is live, if that is all there is to do and the bound that others know
+    /// covers it: the most frequent case of [`Self::online`], which comes to the same. Returns none where it was not
+    /// so, else whether that can have changed how much memory the space takes. `slack` is that of [`super::Limits`].
     pub fn renew(
         &mut self,
         now: Timestamp,
         lookup: &Lookup,
         who: (&str, &str),
         lease: Timestamp,
+        slack: u64,
     ) -> Option<bool> {
         // A closed space has no sessions.
         let id = self.members.find_by(lookup, who.0.as_bytes(), who.1.as_bytes())?;
@@ -126,7 +129,54 @@ impl Space {
         if before.is_owned() || !before.is_live(now) {
             return None;
         }
-        Some(self.set_lease(id, who, lease, false, &mut NullSink))
+        let renewed = before.renewed(lease, slack)?;
+        Some(self.members.set_lease(id, renewed))
+    }
+
+    /// Renews the lease of a session. Returns whether others were told.
+    pub(super) fn renew_session<S: Sink>(
+        &mut self,
+        at: ChangeCtx,
+        id: u32,
+        who: (&str, &str),
+        until: Timestamp,
+        sink: &mut S,
+    ) -> bool {
+        sink.renewed(until);
+        let most = at.limits.slack;
+        let before = self.members.lease(id);
+        if let Some(lease) = before.and_then(|lease| lease.renewed(until, most)) {
+            self.members.set_lease(id, lease);
+            return false;
+        }
+        let lease = Lease::new(until, false).with_slack(most);
+        match lease.told() {
+            LeaseBound { slack: 0, .. } => {
+                self.set_lease(id, who, until, false, sink);
+            }
+            told => {
+                self.tell_bound(id, who, told, sink);
+                self.members.set_lease(id, lease);
+            }
+        }
+        true
+    }
+
+    /// Tells others new bounds of sessions that would soon need one, now that others are told something anyway: a
+    /// command for each by itself would take several times as much. Looks at a limited number of sessions, and the
+    /// next call at those behind them.
+    pub(super) fn tell_near_bounds<S: Sink>(&mut self, at: ChangeCtx, sink: &mut S) {
+        let most = at.limits.slack;
+        for id in self.members.near_bounds(at.now, most, LOOKS_FOR_BOUNDS) {
+            let Some(record) = self.members.record(id).map(SessionRecordBuf::from) else {
+                continue;
+            };
+            let record = record.read();
+            let who = (text(record.user()), text(record.session()));
+            let lease = record.lease().with_slack(most);
+            self.tell_bound(id, who, lease.told(), sink);
+            self.members.set_slack(id, most);
+        }
     }
 
     /// Says that one session is alive until `lease`. Returns how many users came online (0 or
@@ -160,9 +210,12 @@ impl Space {
                     return Err(OnlineError::NoMemory);
                 }
             }
-            self.set_keeper(id, (user, session), keeper, sink);
+            let is_told = self.set_keeper(at, id, (user, session), keeper, sink);
             if let Some(meta) = new_meta {
                 self.update_meta(at, id, meta, sink);
+            }
+            if is_told {
+                self.tell_near_bounds(at, sink);
             }
             return Ok(Some(0));
         }
@@ -211,12 +264,15 @@ impl Space {
         }
         let keeper = keeper.into();
         let found = self.find_live(sessions, at.now, prefetch);
-        let mut left_out = Vec::new();
+        let (mut left_out, mut is_told) = (Vec::new(), false);
         for (position, (who, id)) in sessions.iter().zip(found).enumerate() {
             match id {
-                Some(id) => self.set_keeper(id, *who, keeper, sink),
+                Some(id) => is_told |= self.set_keeper(at, id, *who, keeper, sink),
                 None => left_out.push(position),
             }
+        }
+        if is_told {
+            self.tell_near_bounds(at, sink);
         }
         Ok(left_out)
     }
@@ -247,7 +303,7 @@ impl Space {
         }
         let only_renews = new.is_empty();
         drop(new);
-        let mut came_online = 0;
+        let (mut came_online, mut is_told) = (0, false);
         for (&(user, session), place) in sessions.iter().zip(places) {
             // Numbers change only when sessions end, and they end only before one enters: one that
             // was found is good as long as nobody new is in the list.
@@ -257,13 +313,16 @@ impl Space {
                 self.live(&Lookup::default(), (user, session), at.now)
             };
             match place {
-                Some(id) => self.set_keeper(id, (user, session), keeper, sink),
+                Some(id) => is_told |= self.set_keeper(at, id, (user, session), keeper, sink),
                 None => {
                     let lookup = self.members.lookup(user.as_bytes(), prefetch);
                     let came = self.come(at, &lookup, (user, session), keeper, None, sink);
                     came_online += usize::from(came);
                 }
             }
+        }
+        if is_told {
+            self.tell_near_bounds(at, sink);
         }
         Ok(came_online)
     }

@@ -5,7 +5,8 @@
 //! changes the size of one changes the numbers of those behind.
 
 use super::Timestamp;
-use super::record::{Lease, NONE, SessionRecord, SessionRecordBuf, SessionRecordMut};
+use super::lease::Lease;
+use super::record::{NONE, SessionRecord, SessionRecordBuf, SessionRecordMut};
 use crate::collections::{BlockArena, Fingerprint};
 
 /// A record that is longer than this is not for a row: whoever comes or goes moves those behind.
@@ -218,6 +219,20 @@ impl SessionStore {
         row.chain(
             blocks.map(|(id, bytes, mark)| (id, SessionRecord::with_lease(bytes, mark.lease))),
         )
+    }
+
+    /// Shows the leases of at most so many sessions, from a number on. Returns the number to go on from, which is 0
+    /// after the last.
+    pub fn walk(&self, from: u32, at_most: usize, mut visit: impl FnMut(u32, Lease)) -> u32 {
+        match self {
+            SessionStore::Compact(row) => {
+                in_row(row).for_each(|(id, record)| visit(id, record.lease()));
+                0
+            }
+            SessionStore::Indexed(blocks) => {
+                blocks.walk(from, at_most, |id, mark| visit(id, mark.lease))
+            }
+        }
     }
 
     /// Changes the lease of each record.

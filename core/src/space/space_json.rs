@@ -128,8 +128,12 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    const LIMITS: Limits =
-        Limits { sessions_per_user: u64::MAX, users: 0, retention: Retention::of_events(4, 1000) };
+    const LIMITS: Limits = Limits {
+        sessions_per_user: u64::MAX,
+        users: 0,
+        retention: Retention::of_events(4, 1000),
+        slack: 0,
+    };
 
     fn online(space: &mut Space, now: u64, who: (&str, &str), lease: u64, meta: Meta) {
         let at = ChangeCtx { space: b"room", now, limits: LIMITS };

@@ -1,8 +1,9 @@
 //! What can happen to a space. Everything that changes a space ends in one of these functions, each of which
 //! reports its effect and its event to the sink.
 
+use super::lease::{Lease, LeaseBound};
 use super::lines::PastLine;
-use super::record::{Lease, SessionRecordBuf};
+use super::record::SessionRecordBuf;
 use super::{
     ChangeCtx, Effect, Event, Gone, History, Keeper, Kind, Lookup, Meta, Reason, SessionRecord,
     Sink, Space, Timestamp, text,
@@ -127,6 +128,8 @@ impl Space {
         self.session_event(at, kind, record, Some(reason), sink);
     }
 
+    /// Gives a session a lease, of which others are told. Returns whether that can have changed how much memory the
+    /// space takes.
     pub(super) fn set_lease<S: Sink>(
         &mut self,
         id: u32,
@@ -136,7 +139,19 @@ impl Space {
         sink: &mut S,
     ) -> bool {
         sink.effect(&Effect::Lease { user, session, lease, lingering });
-        self.members.set_lease(id, lease, lingering)
+        self.members.set_lease(id, Lease::new(lease, lingering))
+    }
+
+    /// Tells others the lease of a session, with a bound.
+    pub(super) fn tell_bound<S: Sink>(
+        &mut self,
+        id: u32,
+        (user, session): (&str, &str),
+        until: LeaseBound,
+        sink: &mut S,
+    ) {
+        let session = (!self.members.is_only(id)).then_some(session);
+        sink.effect(&Effect::Bound { user, session, until });
     }
 
     /// Gives a session to an owner. It changes nothing if the session is the owner's.
@@ -157,19 +172,21 @@ impl Space {
         self.members.set_owner(id, slot);
     }
 
-    /// Says what keeps a session alive.
+    /// Says what keeps a session alive. Returns whether others were told of a lease.
     pub(super) fn set_keeper<S: Sink>(
         &mut self,
+        at: ChangeCtx,
         id: u32,
         who: (&str, &str),
         keeper: Keeper<'_>,
         sink: &mut S,
-    ) {
+    ) -> bool {
         match keeper {
-            Keeper::Lease(lease) => {
-                self.set_lease(id, who, lease, false, sink);
+            Keeper::Lease(lease) => self.renew_session(at, id, who, lease, sink),
+            Keeper::Owner(owner) => {
+                self.set_owner(id, who, owner, sink);
+                false
             }
-            Keeper::Owner(owner) => self.set_owner(id, who, owner, sink),
         }
     }
 
@@ -249,9 +266,22 @@ impl Space {
     }
 
     /// A lease that is live now was so when the server went down or its primary was lost; nobody
-    /// could renew it since. It becomes at least `until`.
+    /// could renew it since. It becomes at least `until`. Where only a bound is known, it becomes no more than that
+    /// or the lease that was told with the bound.
     pub fn grant_grace<S: Sink>(&mut self, until: Timestamp, sink: &mut S) {
         sink.effect(&Effect::Grace { until });
-        self.members.extend_all(until);
+        self.members.cut_all(until);
+    }
+
+    /// From now on another server decides, which was told bounds with this slack at most.
+    pub fn cease_to_decide(&mut self, slack: u64) {
+        self.members.follow_all(slack);
+    }
+
+    /// What others make of that. They keep their bounds: the server that granted the grace may know later leases than
+    /// it has told.
+    pub(super) fn take_grace<S: Sink>(&mut self, until: Timestamp, sink: &mut S) {
+        sink.effect(&Effect::Grace { until });
+        self.members.raise_all(until);
     }
 }

@@ -315,7 +315,7 @@ pub fn sweep_space(
 /// Ends some sessions and publishes that.
 fn sweep_group(key: &mut SpaceWriteGuard<'_>, name: Arg<'_>, now: u64) -> SweepProgress {
     let mut change_set = key.change_set();
-    let at = ChangeCtx { space: name.bytes(), now, limits: key.settings().limits() };
+    let at = ChangeCtx { space: name.bytes(), now, limits: key.limits() };
     let (began, group, mut steps) = (Instant::now(), GROUP.get(), 0);
     let swept = key.space().sweep(at, &mut change_set, &mut || {
         steps += 1;

@@ -79,7 +79,7 @@ impl<'a> SpaceWriteGuard<'a> {
         }
         self.store();
         self.stay_within_memory(change_set);
-        if change_set.is_replaying() || (change_set.is_renewal() && change_set.is_unheard()) {
+        if change_set.is_replaying() {
             self.ctx.replicate_verbatim();
         } else if change_set.has_effects() {
             self.held().seen.tell();

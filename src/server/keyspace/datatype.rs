@@ -103,8 +103,9 @@ unsafe extern "C" fn rdb_load(io: *mut raw::RedisModuleIO, encoding: c_int) -> *
     let flags = unsafe { api!(RedisModule_GetContextFlags(std::ptr::null_mut())) as u32 };
     // Not from a file or a primary.
     let is_restore = flags & loading == 0 && !expiry_queue::is_loading_aside();
+    let is_own = is_restore && flags & raw::REDISMODULE_CTX_FLAGS_MASTER != 0;
     // SAFETY: the server passed `io` to this callback.
-    match unsafe { load(io, encoding, is_restore) } {
+    match unsafe { load(io, encoding, is_restore, is_own) } {
         Ok(held) => {
             let mut held = Box::new(held);
             if !is_restore {
@@ -144,12 +145,16 @@ unsafe extern "C" fn rdb_load(io: *mut raw::RedisModuleIO, encoding: c_int) -> *
     }
 }
 
+/// `is_own`: this server decides what happens in the space from now on. It takes the leases as they are; others take
+/// the bounds.
+///
 /// # Safety
 /// `io` is what the server passed to `rdb_load`.
 unsafe fn load(
     io: *mut raw::RedisModuleIO,
     encoding: c_int,
     is_restore: bool,
+    is_own: bool,
 ) -> Result<SpaceValue, &'static str> {
     if encoding != ENCODING {
         return Err("its layout is of an unknown version of the module");
@@ -171,8 +176,11 @@ unsafe fn load(
         // SAFETY: the buffer is not null and has `length` bytes. It is freed after the last use of
         // `batch`.
         let batch = unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), length) };
-        let restored =
-            if batch.is_empty() { Ok(false) } else { restore(&mut space, batch, &mut begun) };
+        let restored = if batch.is_empty() {
+            Ok(false)
+        } else {
+            restore(&mut space, batch, &mut begun, is_own)
+        };
         let is_end = batch.is_empty();
         // SAFETY: the server allocated the buffer for this code to free, once. `batch` is not used
         // any more.
@@ -202,7 +210,12 @@ unsafe fn load(
 }
 
 /// Returns whether the snapshot says that a new line of history is due.
-fn restore(space: &mut Space, batch: &[u8], begun: &mut bool) -> Result<bool, &'static str> {
+fn restore(
+    space: &mut Space,
+    batch: &[u8],
+    begun: &mut bool,
+    is_own: bool,
+) -> Result<bool, &'static str> {
     let mut is_line_due = false;
     for effect in codec::decode(batch) {
         let effect = effect.map_err(|error| error.message())?;
@@ -212,7 +225,8 @@ fn restore(space: &mut Space, batch: &[u8], begun: &mut bool) -> Result<bool, &'
         }
         *begun = true;
         is_line_due |= effect == Effect::LineDue;
-        space.restore(&effect).map_err(|error| error.0)?;
+        let restored = if is_own { space.restore_own(&effect) } else { space.restore(&effect) };
+        restored.map_err(|error| error.0)?;
     }
     Ok(is_line_due)
 }
@@ -239,14 +253,14 @@ unsafe extern "C" fn aof_rewrite(
     });
 }
 
-/// Equal for spaces of equal content, in whatever order they hold it.
+/// Equal for spaces of equal content, in whatever order they hold it. Leases are left out: replicas know bounds.
 unsafe extern "C" fn digest(digest: *mut raw::RedisModuleDigest, value: *mut c_void) {
     let mut bytes = Vec::new();
     // SAFETY: the server passes a value of our type, which does not change meanwhile.
     let held = unsafe { value_of(value) };
     held.space.dump_for_digest(|effect| {
         bytes.clear();
-        codec::encode(&mut bytes, effect);
+        codec::encode(&mut bytes, &effect.without_lease());
         // SAFETY: a buffer with its length.
         unsafe {
             api!(RedisModule_DigestAddStringBuffer(digest, bytes.as_ptr().cast(), bytes.len()));

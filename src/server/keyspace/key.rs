@@ -12,11 +12,11 @@ use crate::server::ffi::prefetch;
 use crate::server::keyspace::datatype;
 use crate::server::keyspace::prefetch_cache::CachedLayout;
 use crate::server::keyspace::space_value::SpaceValue;
+use crate::server::module::config;
 use crate::server::module::space_settings::{self, Rule};
 use crate::server::module::stats::{self};
-use crate::server::propagate::propagation_targets;
 use presence_core::rules::SpaceSettings;
-use presence_core::space::{Lookup, Space};
+use presence_core::space::{Limits, Lookup, Space};
 use redis_module::raw;
 use std::ffi::c_int;
 use std::ptr::NonNull;
@@ -244,6 +244,11 @@ impl<'a> SpaceWriteGuard<'a> {
         self.held().settings(name.bytes())
     }
 
+    /// What bounds this space.
+    pub fn limits(&mut self) -> Limits {
+        self.settings().limits(config::restart_grace_ms())
+    }
+
     /// The number of the rule that holds for this space.
     pub fn rule(&mut self) -> Rule {
         let name = self.name;
@@ -273,19 +278,19 @@ impl<'a> SpaceWriteGuard<'a> {
         }
     }
 
-    /// Renews the lease of a live session where nobody has to be told: what a change set and
-    /// [`Self::commit`] come to, for less. Returns false, and has done nothing, where it is not so.
+    /// Renews the lease of a live session if the bound that replicas and the AOF know covers it: what a change set
+    /// and [`Self::commit`] come to, for less. Returns false, and has done nothing, where it is not so.
     pub fn renew(&mut self, lookup: &Lookup, who: (&str, &str), lease: u64) -> bool {
-        let now = self.clock.now();
-        if !propagation_targets::are_none() || self.owes_grace() {
+        let (now, slack) = (self.clock.now(), config::restart_grace_ms());
+        if self.owes_grace() {
             return false;
         }
-        let Some(is_resized) = self.space().renew(now, lookup, who, lease) else { return false };
+        let renewed = self.space().renew(now, lookup, who, lease, slack);
+        let Some(is_resized) = renewed else { return false };
         if is_resized {
             self.held().count();
         }
         stats::RENEWALS.add(1);
-        self.ctx.replicate_verbatim();
         if self.held().may_be_due_before(lease) {
             self.see_to_expiry_queue();
         }

@@ -111,7 +111,7 @@ mod tests {
     fn what_has_changed_is_not() {
         let mut space = Space::new(1);
         let retention = Retention::of_events(0, 0);
-        let limits = Limits { sessions_per_user: 1, users: 0, retention };
+        let limits = Limits { sessions_per_user: 1, users: 0, retention, slack: 0 };
         let mut right = 0;
         for n in 0..2000 {
             let user = format!("user{n}");

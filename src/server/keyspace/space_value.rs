@@ -3,6 +3,7 @@
 use super::digests;
 use crate::server::expiry::expiry_queue;
 use crate::server::ffi::clock::server_time;
+use crate::server::module::config;
 use crate::server::module::space_settings::{self, Rule, RuleCache};
 use crate::server::module::stats::{self, Size};
 use presence_core::digest::Digests;
@@ -149,13 +150,19 @@ impl SpaceValue {
         u64::from((now as u32).wrapping_sub(self.since))
     }
 
-    /// Takes in a grace that was granted since the last look.
+    /// Takes in that this server has begun or ceased to decide since the last look: leases get their grace, or they
+    /// become the bounds that others know.
     pub(super) fn catch_up(&mut self) {
         if !self.seen.is_last() {
             // A digest after a promotion does not go on from one before it.
             self.forget_digests();
-            let until = GRACE_UNTIL.load(Relaxed);
-            if until > 0 {
+            let last = GENERATION.load(Relaxed);
+            let (until, decides) = (GRACE_UNTIL.load(Relaxed), DECIDES_SINCE.load(Relaxed) == last);
+            // Both, if another server decided in between.
+            if !decides || self.seen.generation() + 1 < last {
+                self.space.cease_to_decide(config::restart_grace_ms());
+            }
+            if decides {
                 self.space.grant_grace(until, &mut NullSink);
             }
             let is_line_due = self.seen.is_line_due();

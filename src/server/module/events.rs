@@ -119,10 +119,9 @@ fn begin_to_decide(ctx: Context) {
     owners::begin_to_decide(if grace > 0 { now + grace } else { 0 }, now);
     bonds::forget(None);
     owner_changes::tell_all(ctx);
-    if grace > 0 {
-        // Replicas and the AOF are told soon, not when the old leases end.
-        expiry_queue::look_at_all();
-    }
+    // Replicas and the AOF are told of the grace soon, not when the old leases end. Leases of which this server knew
+    // bounds may end earlier than it is prepared for.
+    expiry_queue::look_at_all();
     sweep::arm(ctx, now);
 }
 

@@ -42,7 +42,7 @@ thread_local! {
 /// What happened to one space in one go.
 pub struct ChangeSet<'a> {
     batch: Vec<u8>,
-    /// Whether nobody would get the batch: leases alone are not written into it then.
+    /// Whether nobody would get the batch.
     unheard: bool,
     /// Whether nothing is told but leases, the earliest of which ends then.
     only_leases: bool,
@@ -186,11 +186,6 @@ impl<'a> ChangeSet<'a> {
         self.only_leases && !self.is_replaying() && !self.has_events
     }
 
-    /// Whether nobody would get what is handed on.
-    pub fn is_unheard(&self) -> bool {
-        self.unheard
-    }
-
     /// The end of the lease that ends first, of those that were given.
     pub fn earliest_lease(&self) -> u64 {
         self.earliest_lease
@@ -246,16 +241,18 @@ impl Sink for ChangeSet<'_> {
             self.keep_told = true;
         }
         match effect {
-            Effect::Lease { lease, lingering, .. } => {
-                self.earliest_lease = self.earliest_lease.min(*lease);
-                stats::RENEWALS.add(u64::from(!lingering));
-                if self.unheard {
-                    return;
-                }
-            }
+            Effect::Lease { lease, .. } => self.earliest_lease = self.earliest_lease.min(*lease),
+            Effect::Bound { .. } => {}
             _ => self.only_leases = false,
         }
         codec::encode(&mut self.batch, effect);
+    }
+
+    fn renewed(&mut self, until: u64) {
+        if !self.is_replaying() {
+            self.earliest_lease = self.earliest_lease.min(until);
+            stats::RENEWALS.add(1);
+        }
     }
 
     fn event(&mut self, event: &Event<'_>, text: &[u8]) {

@@ -1,14 +1,9 @@
-//! Whether anybody listens to what is replicated: a replica, a backlog for one, the AOF.
+//! Whether anybody else hears what is published here: a replica, the AOF, another node of the cluster.
 //!
-//! Where nobody does, the server throws away what it is asked to replicate, but only after it has
-//! looked up the command and made its arguments, which takes longer than the renewal itself. So a
-//! renewal, the commonest call by far, then asks for what costs nothing: to repeat the client's own
-//! command. That counts as a change for the server's save points, and goes nowhere.
+//! If nobody does, an event goes to this node's subscribers by a call that costs a fraction of a command that publishes.
 //!
-//! Whoever begins to listen is first given the whole dataset by a fork, in which everything that
-//! was renewed before is contained; that is the moment from which effects are sent. Should a server
-//! ever have another way, then what its listener gets is the client's command and not nothing. In a
-//! cluster, where slots leave by other ways, somebody is always taken to listen.
+//! Whoever begins to listen is first given the whole dataset by a fork; that is the moment from which events are sent
+//! to it. In a cluster, somebody is always taken to listen.
 
 use crate::server::ffi::context::Context;
 use redis_module::raw;

@@ -1,8 +1,9 @@
 //! What keeps a session alive: a lease of its own, or its owner. And where users are counted who may be offline.
 
 use super::super::group::{Changed, Counted, Place};
+use super::super::lease::Lease;
 use super::super::owned::{OwnerTable, SetId};
-use super::super::record::{Lease, SessionRecord};
+use super::super::record::SessionRecord;
 use super::super::{Reason, Timestamp};
 use super::Members;
 use crate::collections::Positions;

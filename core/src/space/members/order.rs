@@ -1,8 +1,8 @@
 //! Keeps the order by lease: see [`super::super::lease_order`].
 
 use super::super::group::Counted;
+use super::super::lease::Lease;
 use super::super::lease_order::LOOKAHEAD_MS;
-use super::super::record::Lease;
 use super::super::{MAX_TIMESTAMP, Timestamp};
 use super::Members;
 
@@ -27,8 +27,7 @@ impl Members {
         self.recount(changed);
     }
 
-    /// Every lease becomes at least `until`, but for those of owners.
-    pub fn extend_all(&mut self, until: Timestamp) {
+    fn all_pending(&mut self) {
         if let Some(indexes) = &mut self.indexes {
             if let Some(owners) = &mut self.owners {
                 let summed = indexes.leases.ending.summed_by_set();
@@ -39,10 +38,66 @@ impl Members {
         if let Some(groups) = &mut self.groups {
             groups.clear_ending();
         }
-        self.blocks.change_leases(|lease| match !lease.is_owned() && lease.until() < until {
-            true => Lease::new(until, lease.is_lingering()),
-            false => lease,
+    }
+
+    /// Every lease becomes at least `until`, and so does the bound.
+    pub fn raise_all(&mut self, until: Timestamp) {
+        self.all_pending();
+        self.blocks.change_leases(|lease| lease.raised(until));
+    }
+
+    /// Every lease becomes a bound, as [`Lease::followed`] says.
+    pub fn follow_all(&mut self, most: u64) {
+        self.all_pending();
+        self.blocks.change_leases(|lease| lease.followed(most));
+    }
+
+    /// Every lease becomes what was told last, and at least `until`. Others are taken to know no later bound.
+    pub fn cut_all(&mut self, until: Timestamp) {
+        self.all_pending();
+        let mut shortened = Vec::new();
+        if self.indexes.is_some() {
+            self.blocks.walk(0, usize::MAX, |id, lease| {
+                if !lease.is_owned() && lease.cut(until).until() < lease.until() {
+                    shortened.push(id);
+                }
+            });
+        }
+        self.blocks.change_leases(|lease| lease.cut(until));
+        for id in shortened {
+            let Some(lease) = self.blocks.lease(id) else { continue };
+            if let Some(indexes) = &mut self.indexes {
+                indexes.leases.shorten(id, lease, &mut self.blocks);
+            }
+        }
+    }
+
+    /// The sessions for which [`Lease::is_bound_near`] holds at `now`, of at most so many that are looked at. The
+    /// next call goes on where this one ends.
+    pub fn near_bounds(&mut self, now: Timestamp, most: u64, at_most: usize) -> Vec<u32> {
+        let mut near = Vec::new();
+        let from = self.indexes.as_ref().map_or(0, |indexes| indexes.looked_until);
+        let next = self.blocks.walk(from, at_most, |id, lease| {
+            if lease.is_owned() {
+                return;
+            }
+            let told = lease.with_slack(most);
+            let is_worth_it = told.slack() > lease.slack() && !lease.is_lingering();
+            if is_worth_it && lease.is_bound_near(most) && lease.is_live(now) {
+                near.push(id);
+            }
         });
+        if let Some(indexes) = &mut self.indexes {
+            indexes.looked_until = next;
+        }
+        near
+    }
+
+    /// Notes that others know a bound of a session's lease that is so much later.
+    pub fn set_slack(&mut self, id: u32, slack: u64) {
+        if let Some(lease) = self.blocks.lease(id) {
+            self.blocks.set_lease(id, lease.with_slack(slack));
+        }
     }
 
     /// The moment from which a sweep may find something to do: no lease ends before it. None where nobody
@@ -158,7 +213,7 @@ impl Members {
     }
 
     /// Writes a lease of a session. See [`Members::replace_lease`].
-    pub fn set_lease(&mut self, id: u32, lease: Timestamp, lingering: bool) -> bool {
-        self.replace_lease(id, Lease::new(lease, lingering))
+    pub fn set_lease(&mut self, id: u32, lease: Lease) -> bool {
+        self.replace_lease(id, lease)
     }
 }
