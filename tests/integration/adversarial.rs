@@ -1001,7 +1001,10 @@ fn call(rng: &mut StdRng, names: &[String]) -> Vec<Vec<u8>> {
         }
         return words;
     }
-    let mut words = vec![names.choose(rng).unwrap().clone().into_bytes(), key.to_vec()];
+    // A subcommand is listed as `command|subcommand`, and called with a word for each.
+    let name = names.choose(rng).unwrap().split('|');
+    let mut words: Vec<Vec<u8>> = name.map(|word| word.as_bytes().to_vec()).collect();
+    words.push(key.to_vec());
     let n = rng.random_range(0..9);
     words.extend((0..n).map(|_| word(rng)));
     if rng.random_bool(0.02) {

@@ -342,10 +342,11 @@ fn owners_get_the_grace_at_a_promotion() {
         let r = replica_of(&p).config("presence.restart-grace-ms", grace).start();
         let (mut c, mut rc) = (p.connect(), r.connect());
         sync(&mut c, &mut rc);
-        c.ok("PRESENCE.OWNER RENEW o PX 1000");
+        c.ok("PRESENCE.OWNER RENEW o PX 4000");
         let lease = expires_at(&mut c, "o").unwrap();
         sync(&mut c, &mut rc);
         p.stop(Stop::Kill);
+        assert!(now_ms() < lease, "the primary has ended the owner itself");
         sleep_until(lease + 1);
         let before = now_ms();
         rc.ok("REPLICAOF NO ONE");
