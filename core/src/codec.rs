@@ -9,6 +9,8 @@
 //!
 //! Effects of owners travel in the same form, in batches of their own.
 
+#![deny(clippy::arithmetic_side_effects)]
+
 use crate::json;
 use crate::owners::OwnerEffect;
 use crate::space::Effect;

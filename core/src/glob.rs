@@ -12,6 +12,8 @@
 //! It differs from the server's own matching in two cases: `*` matches the empty name, and ranges compare bytes
 //! from 0 to 255 on every platform.
 
+#![deny(clippy::arithmetic_side_effects)]
+
 /// The longest pattern. Every name of [`MAX_SPACE_BYTES`](crate::space::MAX_SPACE_BYTES) can be written as one, with a
 /// backslash before each byte.
 pub const MAX_PATTERN_BYTES: usize = 8192;
@@ -37,7 +39,8 @@ impl Glob {
             return None;
         }
         let mut tokens = Tokens { rest: pattern };
-        let words = tokens.clone().filter(|token| *token != Token::Star).count() / BITS + 1;
+        let words = tokens.clone().filter(|token| *token != Token::Star).count() / BITS;
+        let words = words.saturating_add(1);
         let mut glob =
             Glob { tokens: 0, stars: vec![0; words], rows: vec![0; words.saturating_mul(VALUES)] };
         tokens.by_ref().for_each(|token| glob.push(token));
@@ -55,7 +58,7 @@ impl Glob {
                 row.get_mut(word).into_iter().for_each(|word| *word |= bit);
             }
         }
-        self.tokens += 1;
+        self.tokens = self.tokens.saturating_add(1);
     }
 
     pub fn matches(&self, name: &[u8]) -> bool {

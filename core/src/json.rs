@@ -3,6 +3,8 @@
 //! Metadata goes into events as it came. What a strict reader would refuse (numbers beyond
 //! double precision's range, lone surrogates, deep nesting) is therefore refused at the door.
 
+#![deny(clippy::arithmetic_side_effects)]
+
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 

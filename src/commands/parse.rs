@@ -1,5 +1,7 @@
 //! What several commands read in the same way.
 
+#![deny(clippy::arithmetic_side_effects)]
+
 use crate::server::ffi::args::{Arg, Args, integer, looks_like_a_count, text};
 use crate::server::ffi::error::{Error, quoted};
 use crate::server::module::command::{ArgKind, ArgSpec, USER};
@@ -96,7 +98,7 @@ pub fn event_id(bytes: &[u8]) -> Result<(u64, u64), Error> {
     let id = match bytes.iter().position(|byte| *byte == b'-') {
         None => number(bytes).map(|epoch| (epoch, 0)),
         Some(at) => {
-            let (epoch, seq) = (bytes.get(..at), bytes.get(at + 1..));
+            let (epoch, seq) = (bytes.get(..at), bytes.get(at.saturating_add(1)..));
             epoch.and_then(number).zip(seq.and_then(number))
         }
     };
@@ -165,11 +167,13 @@ impl ExpiryArgs {
     pub fn lease(&self, now: u64, usual: impl FnOnce() -> u64) -> Result<u64, Error> {
         match self.until {
             None => Ok(now.saturating_add(usual())),
-            Some(until) if until - now > config::max_lease_ttl_ms() => Err(Error::new(format!(
-                "invalid expire time in '{}' command: longer than presence.max-lease-ttl-ms ({})",
-                self.command,
-                config::max_lease_ttl_ms()
-            ))),
+            Some(until) if until.saturating_sub(now) > config::max_lease_ttl_ms() => {
+                Err(Error::new(format!(
+                    "invalid expire time in '{}' command: longer than presence.max-lease-ttl-ms ({})",
+                    self.command,
+                    config::max_lease_ttl_ms()
+                )))
+            }
             Some(until) => Ok(until),
         }
     }
@@ -187,7 +191,7 @@ pub fn count(args: &mut Args<'_>) -> Result<usize, Error> {
 pub fn timeout(value: i64, now: u64) -> Result<i64, Error> {
     match u64::try_from(value) {
         Err(_) => Err(Error::new("timeout is negative")),
-        Ok(timeout) if timeout > MAX_TIMESTAMP - now.min(MAX_TIMESTAMP) => {
+        Ok(timeout) if timeout > MAX_TIMESTAMP.saturating_sub(now) => {
             Err(Error::new("timeout is out of range"))
         }
         Ok(_) => Ok(value),
@@ -239,7 +243,7 @@ pub fn whom<'a>(args: &mut Args<'a>) -> Result<Targets<'a>, Error> {
         return Err(Error::syntax(&format!("{word} {count} is followed by fewer {what}")));
     }
     let mut list = Vec::with_capacity(count);
-    let names = args.take(count * width);
+    let names = args.take(count.saturating_mul(width));
     if width == 1 {
         for name in names {
             list.push((user(name.bytes())?, ""));

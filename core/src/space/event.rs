@@ -1,5 +1,7 @@
 //! A transition as JSON text: made once, here, and then published, kept and replied as it is.
 
+#![deny(clippy::arithmetic_side_effects)]
+
 use super::{MAX_NAME_BYTES, MAX_SPACE_BYTES, MAX_TIMESTAMP, Timestamp};
 use crate::json::Checked;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
@@ -332,7 +334,7 @@ pub fn text_len(text: &[u8]) -> usize {
     struct Counter(usize);
     impl std::io::Write for Counter {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0 += bytes.len();
+            self.0 = self.0.saturating_add(bytes.len());
             Ok(bytes.len())
         }
         fn flush(&mut self) -> std::io::Result<()> {

@@ -1,5 +1,7 @@
 //! What a client sent, read one argument after the other.
 
+#![deny(clippy::arithmetic_side_effects)]
+
 use crate::server::ffi::error::{Error, quoted};
 use redis_module::raw;
 use std::marker::PhantomData;
@@ -54,7 +56,7 @@ impl<'a> Args<'a> {
     }
 
     fn advance(&mut self) {
-        self.next += 1;
+        self.next = self.next.saturating_add(1);
         self.head = self.args.get(self.next).map(|arg| arg.bytes());
     }
 
@@ -91,7 +93,7 @@ impl<'a> Args<'a> {
     pub fn take(&mut self, count: usize) -> &'a [Arg<'a>] {
         let end = self.next.saturating_add(count);
         let taken = self.args.get(self.next..end).unwrap_or_default();
-        self.next += taken.len();
+        self.next = self.next.saturating_add(taken.len());
         self.head = self.args.get(self.next).map(|arg| arg.bytes());
         taken
     }
@@ -101,7 +103,7 @@ impl<'a> Args<'a> {
         if ahead == 0 {
             return self.head;
         }
-        self.args.get(self.next + ahead).map(|arg| arg.bytes())
+        self.args.get(self.next.saturating_add(ahead)).map(|arg| arg.bytes())
     }
 
     /// Whether the next argument is this word, in any case.
