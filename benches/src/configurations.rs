@@ -21,6 +21,21 @@ pub struct Configuration {
     has_replica: bool,
 }
 
+impl Configuration {
+    /// The settings of the server.
+    pub fn settings(&self) -> &'static [(&'static str, &'static str)] {
+        match self.has_aof {
+            // A rewrite would make the file smaller.
+            true => &[
+                ("appendonly", "yes"),
+                ("appendfsync", "everysec"),
+                ("auto-aof-rewrite-percentage", "0"),
+            ],
+            false => &[],
+        }
+    }
+}
+
 pub const CONFIGURATIONS: [Configuration; 4] = [
     Configuration { name: "bare", has_aof: false, has_replica: false },
     Configuration { name: "AOF everysec", has_aof: true, has_replica: false },
@@ -77,11 +92,7 @@ fn one(
 ) -> Result<()> {
     let mut settings =
         vec![("presence.lease-ttl-ms", LEASE_MS), ("presence.restart-grace-ms", LEASE_MS)];
-    if configuration.has_aof {
-        settings.extend([("appendonly", "yes"), ("appendfsync", "everysec")]);
-        // A rewrite would make the file smaller.
-        settings.push(("auto-aof-rewrite-percentage", "0"));
-    }
+    settings.extend(configuration.settings());
     let mut server = Server::start(options, &settings)?;
     let _replica = match configuration.has_replica {
         true => Some(replica_of(options, &mut server)?),
@@ -133,7 +144,7 @@ fn propagated(server: &mut Server, configuration: &Configuration) -> Result<f64>
 }
 
 /// A replica that has all data, on another core than its primary.
-fn replica_of(options: &Options, primary: &mut Server) -> Result<Server> {
+pub fn replica_of(options: &Options, primary: &mut Server) -> Result<Server> {
     let elsewhere = Options { server_core: None, ..options.clone() };
     let mut replica = Server::start(&elsewhere, &[])?;
     replica.client.call(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()])?;

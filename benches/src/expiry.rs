@@ -19,14 +19,22 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Presence,
+    /// Sessions of one owner, which all end with it.
+    Owner,
     /// A key a session.
     Keys,
     /// A hash a space, a field a session. The notification names the hash and not the field.
     Fields,
 }
 
-const KINDS: [(Kind, &str); 3] =
-    [(Kind::Presence, "presence"), (Kind::Keys, "keys"), (Kind::Fields, "fields")];
+const KINDS: [(Kind, &str); 4] = [
+    (Kind::Presence, "presence"),
+    (Kind::Owner, "owner"),
+    (Kind::Keys, "keys"),
+    (Kind::Fields, "fields"),
+];
+/// The owner whose sessions end at once.
+const OWNER: &str = "gateway-1";
 
 fn kinds(options: &Options) -> impl Iterator<Item = (Kind, &'static str)> + use<> {
     let has_fields = options.knows("HSETEX");
@@ -71,7 +79,7 @@ impl Kind {
     /// These members come, each with the lease that is said.
     fn joins(self, shape: &Shape, members: std::ops::Range<usize>, ends: Ends) -> Calls {
         let reply = match self {
-            Kind::Presence | Kind::Fields => Expect::int(1),
+            Kind::Presence | Kind::Owner | Kind::Fields => Expect::int(1),
             Kind::Keys => Expect::ok(),
         };
         self.renewals(shape, members, ends, reply)
@@ -88,7 +96,19 @@ impl Kind {
         for member in members {
             let (meta, lease) = (meta(member), ends.of(member).to_string());
             match self {
-                Kind::Presence => calls.request(&[
+                // Only the crowd has the owner.
+                Kind::Owner if shape.prefix == "room" => calls.request(&[
+                    b"PRESENCE.ONLINE",
+                    shape.space_of(member).as_bytes(),
+                    user(member).as_bytes(),
+                    b"SESSION",
+                    session(member).as_bytes(),
+                    b"META",
+                    meta.as_bytes(),
+                    b"OWNER",
+                    OWNER.as_bytes(),
+                ]),
+                Kind::Presence | Kind::Owner => calls.request(&[
                     b"PRESENCE.ONLINE",
                     shape.space_of(member).as_bytes(),
                     user(member).as_bytes(),
@@ -122,7 +142,7 @@ impl Kind {
 
     fn settings(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            Kind::Presence => &[],
+            Kind::Presence | Kind::Owner => &[],
             Kind::Keys => &[("notify-keyspace-events", "Ex")],
             Kind::Fields => &[("notify-keyspace-events", "Eh")],
         }
@@ -130,7 +150,7 @@ impl Kind {
 
     fn pattern(self) -> &'static str {
         match self {
-            Kind::Presence => "presence:room:*",
+            Kind::Presence | Kind::Owner => "presence:room:*",
             Kind::Keys => "__keyevent@0__:expired",
             Kind::Fields => "__keyevent@0__:hexpired",
         }
@@ -139,7 +159,7 @@ impl Kind {
     /// What a message of a session says; None where it is not the end of a lease.
     fn leave(self, message: &[u8], arrived_us: i64) -> Option<Leave> {
         match self {
-            Kind::Presence => {
+            Kind::Presence | Kind::Owner => {
                 let begin = b"\"type\":\"leave\",\"user\":\"u";
                 let at = message.windows(begin.len()).position(|window| window == begin)?;
                 let member = digits(message, at + begin.len(), 9)?;
@@ -286,7 +306,7 @@ fn with_time(least: Duration, mut attempt: impl FnMut(Duration) -> Result<bool>)
 pub fn lapse(options: &Options, samples: &mut Samples) -> Result<()> {
     let members = if options.quick { 40_000 } else { 1_000_000 };
     let least = Duration::from_secs(2) + Duration::from_micros(16 * members as u64);
-    for (kind, name) in kinds(options) {
+    for (kind, name) in kinds(options).filter(|(kind, _)| *kind != Kind::Owner) {
         with_time(least, |fill| {
             one_lapse(options, samples, kind, &format!("lapse.{name}"), members, fill)
         })?;
@@ -403,6 +423,10 @@ fn one_crowd(
     let end = now_ms() + fill.as_millis() as i64 + QUIET.as_millis() as i64;
     let far = end + FAR_MS;
     let mut load = Load::connect(&server)?;
+    if kind == Kind::Owner {
+        let lease = (end - now_ms()).to_string();
+        server.client.call(&["PRESENCE.OWNER", "RENEW", OWNER, "PX", &lease])?;
+    }
     for part in parts(members) {
         load.all(&mut kind.joins(&shape, part, Ends::At(end)))?;
     }
@@ -413,7 +437,7 @@ fn one_crowd(
         return Ok(false);
     }
     let reply = match kind {
-        Kind::Presence => Expect::int(0),
+        Kind::Presence | Kind::Owner => Expect::int(0),
         Kind::Keys => Expect::ok(),
         Kind::Fields => Expect::int(1),
     };

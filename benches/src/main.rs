@@ -17,6 +17,7 @@ mod expiry;
 mod growth;
 mod load;
 mod memory;
+mod owners;
 mod persistence;
 mod reads;
 mod report;
@@ -131,6 +132,7 @@ type Group = fn(&Options, &mut Samples) -> Result<()>;
 const GROUPS: &[(&str, &str, Group)] = &[
     ("renewal", "heartbeats of everybody's kind", calls::renewal),
     ("configurations", "heartbeats with an AOF and a replica", configurations::configurations),
+    ("owners", "a hundred thousand sessions kept alive by ten owners", owners::owners),
     ("join", "joins and leaves", calls::join),
     ("status", "the status of 500 users", reads::status),
     ("space", "everybody in a space of 100k", reads::space),
