@@ -449,7 +449,7 @@ impl Three {
             assert_eq!(epochs.len(), 2, "one line of history for each who decided: {epochs:?}");
         }
         folds_to_nobody(&events);
-        println!("{} timeouts checked", never_too_early(&events, &leases));
+        println!("{} timeouts checked", never_too_early(&events, &leases, self.grace));
         for event in events.values().flatten().filter(|e| e.kind() == "leave") {
             let (user, at) = (event.user(), event.int("at"));
             if ["a:faithful", "b:faithful"].contains(&user) {

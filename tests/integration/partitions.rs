@@ -32,7 +32,8 @@ fn churn(c: &mut Conn, rng: &mut impl Rng) {
 }
 
 fn kept(builder: Builder) -> Builder {
-    builder.config("presence.history-length", "100000")
+    // A replica that hears nothing hides sessions at the bound: the lease and at most the grace.
+    builder.config("presence.history-length", "100000").config("presence.restart-grace-ms", "1000")
 }
 
 fn channels() -> Vec<String> {
@@ -63,7 +64,7 @@ fn syncs(p: &mut Conn) -> (i64, i64) {
     (number("sync_partial_ok"), number("sync_full"))
 }
 
-/// A replica that nothing reaches, while its primary goes on: what lapses is hidden, and that is all.
+/// A replica that nothing reaches, while its primary goes on: sessions are hidden at their bounds, and that is all.
 #[track_caller]
 fn only_hides(p: &mut Conn, replicas: &mut [(&mut Conn, &mut Subscriber, &mut Vec<Message>)]) {
     let counters = [
