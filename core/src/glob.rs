@@ -16,7 +16,7 @@
 
 /// The longest pattern. Every name of [`MAX_SPACE_BYTES`](crate::space::MAX_SPACE_BYTES) can be written as one, with a
 /// backslash before each byte.
-pub const MAX_PATTERN_BYTES: usize = 8192;
+pub const MAX_PATTERN_BYTES: usize = 1024;
 
 const BITS: usize = u64::BITS as usize;
 const VALUES: usize = 256;
@@ -61,7 +61,16 @@ impl Glob {
         self.tokens = self.tokens.saturating_add(1);
     }
 
+    /// How much work a byte of a name is: 1 for nearly every pattern.
+    pub fn words(&self) -> usize {
+        self.stars.len()
+    }
+
     pub fn matches(&self, name: &[u8]) -> bool {
+        // Each token matches one byte.
+        if name.len() < self.tokens {
+            return false;
+        }
         match self.stars.as_slice() {
             // Nearly every pattern.
             [stars] => self.matches_short(*stars, name),

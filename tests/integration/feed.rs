@@ -240,7 +240,7 @@ fn feed_bytes_change_at_run_time() {
 fn feed_refuses_what_does_not_fit() {
     let server = Server::start();
     let mut c = server.connect();
-    let long = "*".repeat(8193);
+    let long = "*".repeat(1025);
     for (words, about) in [
         ("WHAT", "unknown option"),
         ("AFTER", "needs a value"),
@@ -257,7 +257,7 @@ fn feed_refuses_what_does_not_fit() {
         ("BLOCK 9223372036854775807", "out of range"),
         ("MATCH", "needs a value"),
         ("MATCH a MATCH a", "twice"),
-        (&format!("MATCH {long}"), "longer than 8192"),
+        (&format!("MATCH {long}"), "longer than 1024"),
     ] {
         let error = c.err(format!("PRESENCE.FEED {words}"));
         assert!(error.contains(about), "{words}: {error}");
@@ -300,7 +300,7 @@ fn feed_matches_as_keys_does() {
     let name = "a".repeat(4000);
     (0..200).for_each(|_| drop(c.ok(["PRESENCE.MESSAGE", &name, "u", "hi"])));
     let began = std::time::Instant::now();
-    let fed = Fed::parse(&c.ok(["PRESENCE.FEED", "MATCH", &("*a".repeat(2000) + "*b")]));
+    let fed = Fed::parse(&c.ok(["PRESENCE.FEED", "MATCH", &("*a".repeat(500) + "*b")]));
     assert!(fed.events.is_empty() && began.elapsed() < SOON, "{:?}", began.elapsed());
 }
 

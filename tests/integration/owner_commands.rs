@@ -422,3 +422,43 @@ fn owners_are_saved_with_the_latest_epoch() {
     let after = parse_id(&c.space("s").id);
     assert!(after.0 > id.0, "{after:?} after {id:?}");
 }
+
+/// What a replica knows of an owner is a bound, until the owner ends: then it knows when and why.
+#[test]
+fn owners_that_ended_are_told_with_time_and_reason() {
+    let seen = ("presence.seen-ttl-ms", "600000");
+    let p = primary().config(seen.0, seen.1).start();
+    let r = replica_of(&p).config(seen.0, seen.1).start();
+    let (mut c, mut rc) = (p.connect(), r.connect());
+    sync(&mut c, &mut rc);
+    c.ok("PRESENCE.OWNER RENEW o EX 100");
+    c.ok("PRESENCE.ONLINE s u OWNER o");
+    // Nothing is swept, so only the end of the owner is told.
+    c.ok("MULTI");
+    c.ok("PRESENCE.OWNER END o");
+    c.ok("CLIENT PAUSE 60000 WRITE");
+    c.ok("EXEC");
+    sync(&mut c, &mut rc);
+    assert_eq!(c.stat("sessions"), 1);
+    let told = c.ok("PRESENCE.SEEN s u");
+    assert!(format!("{told:?}").contains("offline"), "{told:?}");
+    assert_eq!(rc.ok("PRESENCE.SEEN s u"), told);
+}
+
+/// A renewal takes back a linger that others know of, also if its lease is shorter.
+#[test]
+fn owners_taken_back_from_a_linger_end_with_a_timeout() {
+    let p = primary().config("presence.restart-grace-ms", "1000").start();
+    let r = replica_of(&p).config("presence.restart-grace-ms", "1000").start();
+    let (mut c, mut rc) = (p.connect(), r.connect());
+    sync(&mut c, &mut rc);
+    c.ok("PRESENCE.OWNER RENEW o PX 60000");
+    c.ok("PRESENCE.ONLINE s u OWNER o");
+    c.ok("PRESENCE.OWNER END o LINGER 5000");
+    c.ok("PRESENCE.OWNER RENEW o PX 4000");
+    sync(&mut c, &mut rc);
+    p.stop(Stop::Kill);
+    let mut sub = r.subscribe(&["presence:s"]);
+    rc.ok("REPLICAOF NO ONE");
+    assert_eq!(sub.events(1, SOON * 2)[0].brief(), "leave u (timeout)");
+}

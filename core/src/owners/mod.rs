@@ -256,7 +256,13 @@ impl Owners {
                     self.assign(owner, cut, now).set_told(lease, lease);
                 }
             }
-            OwnerEffect::End { owner, .. } => self.end_entry(owner),
+            OwnerEffect::End { owner, at, reason } => {
+                // What is known here can be a bound: readers are told when and why the owner ended.
+                if let Some(owner) = self.get(owner).cloned() {
+                    self.set(&owner, OwnerLease { until: at, reason }, now);
+                }
+                self.end_entry(owner);
+            }
         }
     }
 

@@ -19,9 +19,19 @@ use std::time::{Duration, Instant};
 /// New events are looked at for so long before the server sleeps.
 const LOOKED_FOR: Duration = Duration::from_micros(100);
 /// The clock is looked at after so many events.
-const PER_LOOK_AT_CLOCK: u32 = 16;
-/// At most so many clients go on before the server sleeps.
+const PER_LOOK_AT_CLOCK: u32 = 4;
+/// At most so many clients go on before the server sleeps. One whose pattern is long counts several times: see
+/// [`weight`].
 const SERVED: usize = 32;
+
+/// How often a client with this pattern counts. Its reply looks at events of the ring again, and a long pattern takes
+/// as many steps for each byte of a name.
+fn weight(glob: Option<&Glob>) -> usize {
+    match glob.map_or(1, Glob::words) {
+        1 => 1,
+        words => words.saturating_mul(4),
+    }
+}
 
 /// What a client waits for.
 pub struct FeedWait {
@@ -122,11 +132,11 @@ pub(super) fn serve(go_on: fn(Handle)) -> bool {
     for _ in 0..groups {
         let Some(group) = next_group() else { return false };
         loop {
-            let served = with_news(&group, &mut budget, serves);
+            let (served, weight) = with_news(&group, &mut budget, serves);
             if served.is_empty() {
                 break;
             }
-            serves = serves.saturating_sub(served.len());
+            serves = serves.saturating_sub(served.len().saturating_mul(weight));
             served.into_iter().for_each(go_on);
             if serves == 0 || budget.is_over {
                 break;
@@ -153,19 +163,22 @@ fn next_group() -> Option<Group> {
     })
 }
 
-/// Looks at new events for a group. Returns clients that have something to be told, at most so many.
-fn with_news(group: &Group, budget: &mut Budget, serves: usize) -> Vec<Handle> {
+/// Looks at new events for a group. Returns clients that have something to be told, at most so many by their weight,
+/// and the weight of each.
+fn with_news(group: &Group, budget: &mut Budget, serves: usize) -> (Vec<Handle>, usize) {
     FEED_WAITS.with_borrow_mut(|feed_waits| {
-        let Some(waiting) = feed_waits.groups.get_mut(group) else { return Vec::new() };
+        let Some(waiting) = feed_waits.groups.get_mut(group) else { return (Vec::new(), 1) };
         let news = feed::with(|feed| waiting.look(group, feed, budget));
         let told = match news {
-            Some(None) => return Vec::new(),
+            Some(None) => return (Vec::new(), 1),
             Some(Some(number)) => number,
             // There is no ring any more, which is an error.
             None => u64::MAX,
         };
         let clients = waiting.clients.iter().take_while(|(from, _)| *from <= told);
-        clients.take(serves).map(|(_, handle)| *handle).collect()
+        let weight = weight(waiting.glob.as_ref());
+        let at_most = (serves / weight).max(1);
+        (clients.take(at_most).map(|(_, handle)| *handle).collect(), weight)
     })
 }
 

@@ -12,7 +12,7 @@ use crate::server::ffi::context::{Context, OwnedString};
 use crate::server::module::config;
 use presence_core::codec;
 use presence_core::owners::effect::{bound, must_tell};
-use presence_core::owners::{Owner, OwnerEffect, Owners};
+use presence_core::owners::{Owner, OwnerEffect, OwnerLease, Owners};
 use presence_core::space::Reason;
 use redis_module::raw;
 use std::cell::{Cell, RefCell};
@@ -40,22 +40,30 @@ fn replicate(ctx: Context, effects: &[OwnerEffect<'_>]) {
 pub fn renew(ctx: Context, name: &str, lease: u64, now: u64) -> usize {
     let db = ctx.db();
     let grace = config::restart_grace_ms();
-    let (is_new, owner) = owners::with(db, |owners| {
-        let before = owners.live(name, now).map(|owner| owner.id());
+    let (before, is_new, owner) = owners::with(db, |owners| {
+        let before = owners.get(name).map(|owner| (owner.id(), owner.lease()));
         let owner = owners.renew(name, lease, now);
-        (before != Some(owner.id()), owner)
+        (before, before.map(|(id, _)| id) != Some(owner.id()), owner)
     });
+    let before = before.map(|(_, lease)| lease);
+    // Others know of a linger that was asked for, and this takes it back.
+    let was_cut = before.is_some_and(|lease| lease.reason == Reason::Offline);
     if is_new {
         bonds::unbind(db, name);
     }
-    if is_new || must_tell(lease, now, grace, owner.told_bound()) {
+    if is_new || was_cut || must_tell(lease, now, grace, owner.told_bound()) {
         let bound = bound(lease, now, grace);
         owner.set_told(lease, bound);
-        let effect = match is_new {
-            true => OwnerEffect::Begin { owner: name, lease, bound },
-            false => OwnerEffect::Lease { owner: name, lease, bound },
-        };
-        replicate(ctx, &[effect]);
+        let begin = OwnerEffect::Begin { owner: name, lease, bound };
+        match before {
+            // The owner of that name whose lease was over: others know only a bound of it.
+            Some(OwnerLease { until, reason }) if is_new => {
+                let end = OwnerEffect::End { owner: name, at: until, reason };
+                replicate(ctx, &[end, begin]);
+            }
+            _ if is_new => replicate(ctx, &[begin]),
+            _ => replicate(ctx, &[OwnerEffect::Lease { owner: name, lease, bound }]),
+        }
     } else {
         owner.set_told(lease, owner.told_bound());
     }
