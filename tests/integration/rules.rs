@@ -160,7 +160,7 @@ fn rules_that_are_bad_are_refused_with_their_place() {
     assert_eq!(kept(&mut c, "a"), 1);
     assert!(Server::builder().config("presence.rules", "a lease-ttl-ms=0").try_start().is_err());
     // Patterns that would take long to match, and many rules, are no danger.
-    let hostile = format!("{} history-length=0", "*a".repeat(2000));
+    let hostile = format!("{} history-length=0", "*a".repeat(500));
     set_rules(&mut c, &hostile);
     let name = "a".repeat(4000);
     let began = std::time::Instant::now();
